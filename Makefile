@@ -1,0 +1,57 @@
+# Targets are described by plain `make`. Everything runs in .venv, made from requirements.lock.
+
+SHELL := /bin/sh
+PYTHON ?= python3
+PY := .venv/bin/python
+READY := .venv/.ready
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+PIP := $(PY) -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo lab test test-gpu bench lint clean assets lock
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: $(READY) ## serve MiniLM in all four modes; print the comparison and the path of its picture
+	$(PY) -m kit.demo
+
+lab: $(READY) ## open JupyterLab on the first lesson
+	$(PY) -m jupyterlab notebooks/01_basic_inference.ipynb
+
+test: lint assets ## lint, unit tests and every notebook
+	$(PY) -m pytest -m "not gpu"
+	@if [ -n "$(NOTEBOOKS)" ]; then set -x; KIT_FAST=1 $(PY) -m pytest --nbmake --timeout=900 $(NOTEBOOKS); \
+	else echo "No notebook in notebooks/ yet: none was run."; fi
+
+test-gpu: $(READY) ## the tests that need a GPU
+	$(PY) -m pytest -m gpu
+
+bench: $(READY) ## print every figure that we promise, side by side with its baseline
+	$(PY) -m tests.benchmarks
+
+lint: $(READY) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+assets: $(READY) ## fetch the demo models into the cache folder (once)
+	$(PY) -m kit.assets fetch
+
+lock: $(READY) ## write requirements.lock and environment.yml from what .venv holds
+	$(PY) tools/lock.py
+
+clean: ## remove .venv, caches and results; fetched models stay
+	rm -rf .venv build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, with its dependencies: pip then takes a CPU build where a folder it knows has
+# one, and else the build whose own metadata pins the GPU libraries that the lock file leaves out.
+$(READY): requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PIP) install --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
+	$(PIP) install --no-deps --requirement requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
