@@ -212,9 +212,11 @@ def _bytes_below(folder: Path) -> int:
 
 
 def _last_words(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("WARNING: Location")]
+    """What pip complained of: the last failed connection, if any, then its errors, else its last two lines."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    connections = [line for line in lines if "Retrying (" in line][-1:]
     errors = [line for line in lines if line.startswith("ERROR") or "No module named pip" in line]
-    return " ".join(errors or lines[-2:]) or "it printed nothing"
+    return " ".join(connections + (errors or lines[-2:])) or "it printed nothing"
 
 
 @contextlib.contextmanager
