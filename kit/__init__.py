@@ -1,0 +1,80 @@
+"""Serve machine-learning models on this machine, in any serving mode, from a notebook.
+
+    predictions = examples | kit.RunInference(handler)
+    deployment = kit.deploy(handler, mode="shared", processes=4)
+    deployment.switch("large")
+
+Names are loaded when first used, so that importing the kit costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BatchSizer": "kit.batching",
+    "Comparison": "kit.compare",
+    "Deployment": "kit.deployment",
+    "Failure": "kit.engine.requests",
+    "KitError": "kit.errors",
+    "LoadGenerator": "kit.load",
+    "ModelHandler": "kit.handler",
+    "PredictionResult": "kit.handler",
+    "Predictions": "kit.predictions",
+    "RunInference": "kit.transform",
+    "Settings": "kit.settings",
+    "close_all": "kit.deployment",
+    "compare": "kit.compare",
+    "deploy": "kit.deployment",
+}
+_MODULES = ("assets", "errors", "handlers")
+
+if TYPE_CHECKING:
+    from kit import assets, errors, handlers
+    from kit.compare import Comparison, compare
+    from kit.deployment import Deployment, close_all, deploy
+    from kit.engine.requests import Failure
+    from kit.errors import KitError
+    from kit.handler import ModelHandler, PredictionResult
+    from kit.load import LoadGenerator
+    from kit.predictions import Predictions
+    from kit.settings import Settings
+    from kit.transform import RunInference
+
+__all__ = [
+    "Comparison",
+    "Deployment",
+    "Failure",
+    "KitError",
+    "LoadGenerator",
+    "ModelHandler",
+    "PredictionResult",
+    "Predictions",
+    "RunInference",
+    "Settings",
+    "assets",
+    "close_all",
+    "compare",
+    "deploy",
+    "errors",
+    "handlers",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"kit.{name}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'kit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    # A module of the same name (kit.compare) would otherwise hide the function.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,360 @@
+"""Deployments: a handler being served, which you ask, switch, watch and close."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Self
+
+from kit import errors, inputs
+from kit.engine import core
+from kit.engine.requests import Request
+from kit.engine.watch import Watch
+from kit.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Deployment:
+    """A handler being served; made by `kit.deploy`. Closed by `close`, as a context manager, or with the last reference."""
+
+    def __init__(self, engine: core.Engine) -> None:
+        self._engine = engine
+        self._watch = Watch(engine)
+        self._finalizer = weakref.finalize(self, _shut_down, engine, self._watch)
+        # Engines are closed by one exit function, in time for threads to be joined.
+        self._finalizer.atexit = False
+
+    # ---- predictions -------------------------------------------------------------------------
+
+    def predict(
+        self,
+        examples: Any,
+        timeout: float | None = None,
+        *,
+        inference_args: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """Predictions for examples that are all there, in their order.
+
+        Args:
+            examples: list, numpy array or tensor of rows, Series, DataFrame.
+            timeout: seconds after which the call fails.
+            inference_args: passed to ``run_inference``.
+
+        Raises:
+            InferenceFailed: an example failed; the message has the traceback of the worker.
+            DeadlineExceeded: `timeout` passed.
+            DeploymentClosed, CrashLoop: nothing is served any more.
+        """
+        future = self.submit(examples, timeout, inference_args=inference_args)
+        try:
+            return future.result()
+        except BaseException:
+            # On interrupt: nobody will read the answer.
+            future.cancel()
+            raise
+
+    def submit(
+        self,
+        examples: Any,
+        deadline: float | None = None,
+        *,
+        inference_args: Mapping[str, Any] | None = None,
+        isolate: bool = False,
+        batch_timeout: float | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> Future[list[Any]]:
+        """Queue examples; the future resolves to their predictions and can be cancelled.
+
+        Args:
+            deadline: seconds from now after which the future fails with DeadlineExceeded.
+            isolate: a failing example becomes a `Failure` and the others go on.
+            batch_timeout: longest time that one batch may be computed, seconds; its process is then replaced.
+            on_progress: called, in another thread, with numbers of examples as they are answered.
+
+        Raises:
+            UnsupportedInput: an iterator, string, dict.
+            QueueFull: with a deadline, when the queue is full. Without one, this waits for room.
+        """
+        if deadline is not None and not deadline > 0:
+            raise errors.InvalidSetting(f"deadline={deadline!r}: give seconds above 0, or None.")
+        rows = inputs.sized(examples)
+        if rows is None:
+            raise errors.UnsupportedInput(
+                "examples that come one by one go through `examples | RunInference(deployment)`; submit and predict "
+                "take lists, arrays and tables."
+            )
+        engine = self._engine
+        engine.raise_if_closed()
+        if inference_args is not None:
+            engine.handler.validate_inference_args(inference_args)
+        request = Request(
+            rows,
+            inference_args,
+            isolate=isolate,
+            deadline=None if deadline is None else time.monotonic() + deadline,
+            batch_timeout_s=batch_timeout,
+            options=engine.dispatcher.request_options,
+            on_progress=on_progress,
+        )
+        if not request.count:
+            request.future.set_result([])
+            return request.future
+        # The future keeps the deployment: dropping the last other reference must not fail it.
+        request.future.deployment = self  # type: ignore[attr-defined]
+        engine.dispatcher.submit(request)
+        return request.future
+
+    async def apredict(
+        self,
+        examples: Any,
+        timeout: float | None = None,
+        *,
+        inference_args: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """`predict` for asyncio; cancelling the task cancels the request."""
+        return await asyncio.wrap_future(self.submit(examples, timeout, inference_args=inference_args))
+
+    # ---- settings ----------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> str:
+        """The serving mode."""
+        return self._engine.settings.mode
+
+    @property
+    def settings(self) -> Settings:
+        """All serving settings."""
+        return self._engine.settings
+
+    @property
+    def handler(self) -> Any:
+        """The handler that is served."""
+        return self._engine.handler
+
+    def switch(
+        self,
+        mode: str | None = None,
+        *,
+        processes: int | None = None,
+        threads: int | None = None,
+        model_copies: int | None = None,
+        memory_budget: int | float | str | None = None,
+    ) -> Self:
+        """Change settings live; what isn't given stays. No request fails or is lost.
+
+        The new topology is started beside the old one, takes over, and the old one finishes what it has. If
+        both don't fit the memory budget, the old one is drained and ended first, and requests wait.
+
+        Raises:
+            InvalidSetting, BudgetExceeded, SharedModeUnavailable, ModelLoadFailed: the old mode serves on.
+        """
+        engine = self._engine
+        engine.raise_if_closed()
+        wanted = engine.settings.change(
+            engine.handler,
+            mode=mode,
+            processes=processes,
+            threads=threads,
+            model_copies=model_copies,
+            memory_budget=memory_budget,
+        )
+        engine.switch(wanted)
+        return self
+
+    def cancel_switch(self) -> bool:
+        """Stop a switch or update that hasn't taken over yet; False when none is under way."""
+        return self._engine.cancel_switch()
+
+    def update_model(self, model: Any) -> Self:
+        """Replace the model by another version, live: a path for the handler's ``update_model_path``, or a new handler.
+
+        Raises:
+            KitError: the new version can't be served; the old one serves on.
+        """
+        import copy
+
+        engine = self._engine
+        engine.raise_if_closed()
+        if isinstance(model, str) or hasattr(model, "__fspath__"):
+            handler = copy.copy(engine.handler)
+            handler.update_model_path(str(model))
+        elif hasattr(model, "run_inference"):
+            handler = model
+        else:
+            raise errors.InvalidSetting(f"update_model({model!r}): give a path or a model handler.")
+        engine.switch(engine.settings, handler, event="update")
+        return self
+
+    # ---- watching ----------------------------------------------------------------------------
+
+    def stats(self) -> pd.DataFrame:
+        """One row a process.
+
+        Columns: role, index, pid, mode, uptime_s, load_s; pss_bytes, uss_bytes and their pss_age_s;
+        weights_private_bytes, weights_shared_bytes; gpu_bytes where there is a GPU; examples, batches,
+        batch_size (mean), coalesced (requests), elements_per_s and busy_share (0 to 1, last 2 s),
+        heartbeat_age_s.
+        """
+        import pandas as pd
+
+        self._watch.read_memory_now()
+        return pd.DataFrame(self._watch.rows())
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a second: rates, latency quantiles (total, queue, compute, transport; seconds), memory by
+        role in bytes, mode, and the events of that second."""
+        return self._engine.history.to_frame()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Examples accepted, answered, failed, cancelled, retried; batches; deaths of processes."""
+        return self._engine.dispatcher.counters.as_dict()
+
+    def models(self) -> pd.DataFrame:
+        """One row a loaded model: its id, state, bytes of one copy, copies, load seconds."""
+        import pandas as pd
+
+        engine = self._engine
+        row = {
+            "model_id": getattr(engine.handler, "model_id", None) or type(engine.handler).__name__,
+            "state": "resident" if engine.dispatcher.closed is None else "closed",
+            "resident_bytes": engine.model_bytes,
+            "copies": engine.settings.copies,
+            "load_s": engine.topology.load_s,
+        }
+        return pd.DataFrame([row])
+
+    def logs(self, lines: int | None = None) -> str:
+        """What the serving processes printed, the last `lines` of it."""
+        kept = list(self._engine.logs.lines)
+        if lines is not None:
+            kept = kept[-lines:] if lines else []
+        return "\n".join(f"[{line.role} {line.pid}] {line.text}" for line in kept)
+
+    # ---- end ---------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """True once nothing is served any more."""
+        return not self._engine.alive
+
+    def close(self) -> None:
+        """End all processes and threads; requests that wait fail with DeploymentClosed. Idempotent."""
+        self._finalizer.detach()
+        _shut_down(self._engine, self._watch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        settings = self._engine.settings
+        state = "closed" if self.closed else "serving"
+        copies = f"{settings.copies} {'copy' if settings.copies == 1 else 'copies'}"
+        return (
+            f"<Deployment of {type(self._engine.handler).__name__}: {state}, mode {settings.mode!r}, "
+            f"{settings.processes} × {settings.threads} workers, {copies} of the model>"
+        )
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from kit.summary import html_summary
+
+        return {"text/plain": repr(self), "text/html": html_summary(self)}
+
+
+def deploy(
+    handler: Any,
+    mode: str | None = None,
+    processes: int | None = None,
+    threads: int | None = None,
+    model_copies: int | None = None,
+    memory_budget: int | float | str | None = None,
+    sample: Any = None,
+    name: str | None = None,
+    keep_alive: float | str | None = None,
+) -> Deployment:
+    """Serve a handler on this machine.
+
+    Args:
+        handler: a model handler, ours, Beam's or your own.
+        mode: "default", "medium", "large" or "shared"; the handler's own choice when None.
+        processes: worker processes (2).
+        threads: worker threads a process (1).
+        model_copies: model hosts of mode "medium".
+        memory_budget: bytes, or text such as "2GiB", for all copies of the model together.
+        sample: a few examples to verify mode "shared" with before it serves; else the first batch is.
+        name, keep_alive: for deployments that outlive this process.
+
+    Raises:
+        InvalidSetting, BudgetExceeded, HandlerNotPicklable, PreloadFailed, ModelLoadFailed,
+        SharedModeUnavailable: with what happened and what to do; nothing is left running.
+    """
+    check_platform()
+    check_handler(handler)
+    if name is not None or keep_alive is not None:
+        raise errors.InvalidSetting(
+            f"name={name!r}, keep_alive={keep_alive!r}: named deployments aren't part of this version; leave both out, "
+            "and the deployment lives as long as this process."
+        )
+    settings = Settings.make(handler, mode, processes, threads, model_copies, memory_budget)
+    return start(handler, settings, sample)
+
+
+def start(handler: Any, settings: Settings, sample: Any = None, forkserver: Any = None) -> Deployment:
+    """`deploy` with settings made, and possibly a fork server that several deployments share."""
+    rows = [] if sample is None else inputs.sized(sample)
+    if rows is None:
+        raise errors.UnsupportedInput("sample: give a list of examples, not an iterator.")
+    engine = core.Engine(handler, settings, forkserver)
+    engine.start(list(rows)[:64])
+    return Deployment(engine)
+
+
+def check_platform() -> None:
+    """Raise UnsupportedPlatform on Windows."""
+    import sys
+
+    if sys.platform == "win32":
+        raise errors.UnsupportedPlatform(
+            "kit needs fork and Unix sockets, which Windows doesn't have: run it in WSL (wsl --install)."
+        )
+
+
+def check_handler(handler: Any) -> None:
+    """Raise InvalidSetting when something isn't a model handler."""
+    if isinstance(handler, type):
+        raise errors.InvalidSetting(f"{handler.__name__} is a class: make an object of it, {handler.__name__}(...).")
+    missing = [name for name in ("load_model", "run_inference") if not hasattr(handler, name)]
+    if missing:
+        raise errors.InvalidSetting(
+            f"{handler!r} isn't a model handler: it has no {' and no '.join(missing)}. Derive a class from "
+            "kit.ModelHandler, or use kit.ModelHandler.from_callable(load, run)."
+        )
+    if not hasattr(handler, "get_preprocess_fns"):
+        raise errors.InvalidSetting(
+            f"{type(handler).__name__} has load_model and run_inference but isn't derived from kit.ModelHandler (or "
+            "Beam's ModelHandler); write `class {0}(kit.ModelHandler):`.".format(type(handler).__name__)
+        )
+
+
+def _shut_down(engine: core.Engine, watch: Watch) -> None:
+    engine.close()
+    watch.stop()
+
+
+def close_all() -> None:
+    """Close all deployments of this process."""
+    for engine in list(core.running):
+        engine.close()
+
+
+atexit.register(close_all)

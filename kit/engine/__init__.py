@@ -1,0 +1,1 @@
+"""Processes, transport and topologies of a deployment."""

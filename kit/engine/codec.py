@@ -1,0 +1,267 @@
+"""Turning batches into buffers and back, for processes of one deployment only.
+
+A payload is a small head and a list of buffers that are written to shared memory in place:
+
+    list of equal-shaped arrays or tensors  ->  one stacked block        (kind NUMPY, TORCH)
+    anything else                           ->  pickle protocol 5 head, buffers out of band (PICKLE)
+
+Pickle is used only between an owner and the processes that it forked itself.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+PICKLE, NUMPY, TORCH, LONG = 0, 1, 2, 3
+ALIGN = 64
+
+Fill = Callable[[memoryview], None]
+
+
+class Rows(Sequence[Any]):
+    """Examples or predictions that lie in one block, `stacked[i]` being the i-th of them.
+
+    `stacked` is a numpy array or a torch tensor of shape [n, ...]. Rows are made on demand.
+    """
+
+    __slots__ = ("stacked",)
+
+    def __init__(self, stacked: Any) -> None:
+        self.stacked = stacked
+
+    def __len__(self) -> int:
+        return len(self.stacked)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Rows(self.stacked[index])
+        return self.stacked[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.tolist())
+
+    def take(self, indices: Sequence[int]) -> Rows:
+        """The rows at `indices`, copied unless they are a contiguous range."""
+        first, n = indices[0], len(indices)
+        if indices[-1] - first == n - 1 and (
+            isinstance(indices, range) or list(indices) == list(range(first, first + n))
+        ):
+            return Rows(self.stacked[first : first + n])
+        return Rows(self.stacked[list(indices)])
+
+    def tolist(self) -> list[Any]:
+        """The rows as a list of views."""
+        unbind = getattr(self.stacked, "unbind", None)
+        return list(unbind(0)) if unbind is not None else list(self.stacked)
+
+
+class Payload:
+    """An encoded object: `head` bytes, sizes of the buffers, and how to write each one."""
+
+    __slots__ = ("fills", "head", "kind", "sizes")
+
+    def __init__(self, kind: int, head: bytes, sizes: list[int], fills: list[Fill]) -> None:
+        self.kind = kind
+        self.head = head
+        self.sizes = sizes
+        self.fills = fills
+
+
+def encode(value: Any) -> Payload:
+    """Encode a list, a `Rows` or any picklable object.
+
+    Raises:
+        Exception: whatever pickling the object raises.
+    """
+    if value is None:
+        return _NONE
+    if type(value) is Rows:
+        payload = _encode_block(value.stacked)
+        if payload is not None:
+            return payload
+        value = value.tolist()
+    if type(value) is list and value:
+        payload = _encode_stack(value)
+        if payload is not None:
+            return payload
+    return _encode_pickle(value)
+
+
+_NONE = Payload(PICKLE, pickle.dumps(None, protocol=5), [], [])
+
+
+def decode(kind: int, head: bytes | memoryview, buffers: list[Any]) -> Any:
+    """The inverse of `encode`; arrays and tensors are views of `buffers`."""
+    if kind == PICKLE:
+        return pickle.loads(head, buffers=buffers)
+    if kind == LONG:
+        return _decode_long(head, buffers[0])
+    dtype, shape = _layout(bytes(head))
+    flat = np.frombuffer(buffers[0], dtype=np.uint8 if kind == TORCH else dtype)
+    if kind == NUMPY:
+        return Rows(flat.reshape(shape))
+    import torch
+
+    if not flat.size:
+        return Rows(torch.empty(shape, dtype=getattr(torch, dtype)))
+    return Rows(torch.from_numpy(flat).view(getattr(torch, dtype)).view(shape))
+
+
+@lru_cache(maxsize=512)
+def _layout(head: bytes) -> Any:
+    return pickle.loads(head)
+
+
+@lru_cache(maxsize=512)
+def _layout_head(dtype: Any, shape: tuple[int, ...]) -> tuple[bytes, int]:
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    if not isinstance(dtype, np.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    return pickle.dumps((dtype, shape), protocol=5), size
+
+
+def _encode_pickle(value: Any) -> Payload:
+    buffers: list[pickle.PickleBuffer] = []
+    try:
+        head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    except Exception:
+        # Classes and functions of a notebook cell: only cloudpickle carries them by value.
+        buffers.clear()
+        head = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    else:
+        if b"__main__" in head:
+            # A class of __main__ pickles by reference, and a worker's __main__ isn't the notebook.
+            buffers.clear()
+            head = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    raws = [buffer.raw() for buffer in buffers]
+    return Payload(PICKLE, head, [raw.nbytes for raw in raws], [_copier(raw) for raw in raws])
+
+
+def _copier(source: memoryview) -> Fill:
+    def fill(target: memoryview) -> None:
+        target[:] = source
+
+    return fill
+
+
+def _encode_block(block: Any) -> Payload | None:
+    if isinstance(block, np.ndarray):
+        if block.dtype.hasobject or block.dtype.names:
+            return None
+        return _numpy_payload(block.shape, block.dtype, lambda out: np.copyto(out, block))
+    torch = sys.modules["torch"]
+    if block.dtype in _torch_plain(torch):
+        return _torch_payload(torch, tuple(block.shape), block.dtype, lambda out: out.copy_(block))
+    return None
+
+
+def _encode_stack(values: list[Any]) -> Payload | None:
+    first = values[0]
+    if type(first) is np.ndarray:
+        dtype, shape = first.dtype, first.shape
+        if dtype.hasobject or dtype.names or not first.size:
+            return None
+        for value in values:
+            if (
+                type(value) is not np.ndarray
+                or value.dtype is not dtype
+                and value.dtype != dtype
+                or value.shape != shape
+            ):
+                return None
+        return _numpy_payload((len(values), *shape), dtype, lambda out: np.stack(values, out=out))
+    torch = sys.modules.get("torch")
+    if torch is None or type(first) is not torch.Tensor:
+        return None
+    dtype, shape = first.dtype, first.shape
+    if dtype not in _torch_plain(torch) or not first.numel():
+        return None
+    for value in values:
+        if type(value) is not torch.Tensor or value.dtype is not dtype or value.shape != shape or not _plain(value):
+            return None
+
+    def fill(out: Any) -> None:
+        with torch.no_grad():
+            torch.stack(values, out=out)
+
+    return _torch_payload(torch, (len(values), *shape), dtype, fill)
+
+
+def _plain(tensor: Any) -> bool:
+    return tensor.is_cpu and not tensor.is_sparse and not tensor.requires_grad and not tensor.is_quantized
+
+
+_TORCH_PLAIN: set[Any] = set()
+
+
+def _torch_plain(torch: Any) -> set[Any]:
+    if not _TORCH_PLAIN:
+        names = "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
+        _TORCH_PLAIN.update(getattr(torch, name) for name in names.split())
+    return _TORCH_PLAIN
+
+
+def _numpy_payload(shape: tuple[int, ...], dtype: np.dtype[Any], write: Callable[[Any], Any]) -> Payload:
+    head, size = _layout_head(dtype, shape)
+
+    def fill(target: memoryview) -> None:
+        if size:
+            write(np.frombuffer(target, dtype=dtype).reshape(shape))
+
+    return Payload(NUMPY, head, [size], [fill])
+
+
+def _torch_payload(torch: Any, shape: tuple[int, ...], dtype: Any, write: Callable[[Any], Any]) -> Payload:
+    head, size = _layout_head(dtype, shape)
+
+    def fill(target: memoryview) -> None:
+        if size:
+            write(torch.from_numpy(np.frombuffer(target, dtype=np.uint8)).view(dtype).view(shape))
+
+    return Payload(TORCH, head, [size], [fill])
+
+
+def with_long_head(payload: Payload) -> Payload:
+    """The same payload as one buffer: a table of sizes, the head, the buffers, for heads too long for a socket."""
+    kind, head, sizes, fills = payload.kind, payload.head, payload.sizes, payload.fills
+    table = pickle.dumps((kind, len(head), sizes), protocol=5)
+    starts, at = [], _aligned(len(table)) + _aligned(len(head))
+    for size in sizes:
+        starts.append(at)
+        at += _aligned(size)
+
+    def fill(target: memoryview) -> None:
+        target[: len(table)] = table
+        start = _aligned(len(table))
+        target[start : start + len(head)] = head
+        for size, start, write in zip(sizes, starts, fills, strict=True):
+            write(target[start : start + size])
+
+    return Payload(LONG, struct.pack("<I", len(table)), [at], [fill])
+
+
+def _decode_long(head: bytes | memoryview, block: Any) -> Any:
+    (table_size,) = struct.unpack("<I", head)
+    kind, head_size, sizes = pickle.loads(block[:table_size])
+    start = _aligned(table_size)
+    inner = block[start : start + head_size]
+    start += _aligned(head_size)
+    buffers = []
+    for size in sizes:
+        buffers.append(block[start : start + size])
+        start += _aligned(size)
+    return decode(kind, inner, buffers)
+
+
+def _aligned(size: int) -> int:
+    return (size + ALIGN - 1) & -ALIGN

@@ -1,0 +1,287 @@
+"""The engine of a deployment: fork server, dispatcher, topologies, and the switch between them.
+
+    Deployment --> Engine --> Dispatcher --lanes--> Topology (processes)
+                     |                                  ^
+                     '---- switch: start the next one, publish its lanes, drain and stop the old
+
+The engine holds no reference to its Deployment, so dropping the last reference to that closes it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from typing import Any
+
+from kit import errors
+from kit.engine.board import Board
+from kit.engine.dispatcher import Dispatcher
+from kit.engine.logs import Logs
+from kit.engine.packing import pack
+from kit.engine.processes import ForkServer, Process
+from kit.engine.quarantine import Quarantine
+from kit.engine.reactor import Reactor
+from kit.engine.requests import Request
+from kit.engine.topology import Topology
+from kit.metrics import History
+from kit.settings import Settings
+
+TICK_S = 0.05
+DEATHS, DEATHS_WINDOW_S = 5, 60.0
+#: All engines of this process that aren't closed.
+running: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Engine:
+    """Serves one handler; see the module's picture."""
+
+    def __init__(self, handler: Any, settings: Settings, forkserver: ForkServer | None = None) -> None:
+        self.owner = os.getpid()
+        self.handler = handler
+        self.settings = settings
+        handler_bytes = pack(handler)
+        self.env: dict[str, str] = {}
+        self.model_bytes: int | None = _estimate(handler)
+        self.alive = True
+        self.history = History()
+        self.logs = Logs()
+        self.board = Board()
+        self.reactor = Reactor("kit-reactor")
+        self.quarantine = Quarantine(self)
+        self.dispatcher = Dispatcher(handler, self.quarantine.take)
+        self.topology = Topology(self, handler, handler_bytes, settings)
+        self.starting: Topology | None = None
+        self.last_switch: dict[str, Any] = {}
+        self._switching = threading.Lock()
+        self._deaths: deque[float] = deque(maxlen=DEATHS)
+        self._close_lock = threading.Lock()
+        self._unverified: threading.Thread | None = None
+        self.forkserver = (forkserver or ForkServer(preload_of(handler))).retain()
+        running.add(self)
+        self._tick()
+
+    # ---- starting ----------------------------------------------------------------------------
+
+    def start(self, sample: list[Any]) -> None:
+        """Load the model and serve; closes itself on failure.
+
+        Raises:
+            KitError: whatever kept it from serving.
+        """
+        try:
+            self.settings.check_budget(self.model_bytes)
+            began = time.monotonic()
+            self.forkserver.wait_ready()
+            self._run(self.topology, sample)
+            self.event("start", f"mode {self.settings.mode} in {time.monotonic() - began:.2f} s")
+            self._publish(self.topology)
+        except BaseException:
+            self.close()
+            raise
+
+    def _run(self, topology: Topology, sample: list[Any]) -> None:
+        self.starting = topology
+        try:
+            topology.start(sample)
+        finally:
+            self.starting = None
+        if topology.model_bytes:
+            self.model_bytes = topology.model_bytes
+
+    def _publish(self, topology: Topology) -> None:
+        self.topology = topology
+        self.settings = topology.settings
+        if topology.loader is not None:
+            # Nothing was there to verify with: the first batch is, before it is answered.
+            self.dispatcher.on_first = self._verify_first
+            self.dispatcher.paused = True
+        else:
+            self.dispatcher.on_first = None
+            self.dispatcher.paused = False
+        self.dispatcher.publish(topology.lanes)
+
+    def _verify_first(self, request: Request) -> None:
+        """Called once by the dispatcher, with the first request, while it is paused."""
+        self.dispatcher.on_first = None
+        self._unverified = threading.Thread(target=self._verify, args=(request,), name="kit-verify", daemon=True)
+        self._unverified.start()
+
+    def _verify(self, request: Request) -> None:
+        topology = self.topology
+        batch = list(request.examples[: self.dispatcher.batch_size or 8])
+        verdict, words = topology.verify(batch, request.inference_args)
+        if verdict == "differs":
+            self.give_up(errors.SharedModeUnavailable(topology._cannot_share(words)))
+            return
+        if verdict == "failed":
+            # Nothing to compare yet; requests are answered meanwhile, and the next one decides.
+            self.dispatcher.on_first = self._verify_first
+        self.dispatcher.paused = False
+        self.dispatcher.pump()
+
+    # ---- switching ---------------------------------------------------------------------------
+
+    def switch(self, settings: Settings, handler: Any = None, *, event: str = "switch") -> None:
+        """Replace the topology by one with other settings, or another version of the handler.
+
+        Both run side by side while that fits the memory budget; otherwise the old one is drained and
+        ended first, and requests wait.
+
+        Raises:
+            KitError: the new topology can't serve; the old one goes on.
+        """
+        with self._switching:
+            self.raise_if_closed()
+            old = self.topology
+            new_handler = self.handler if handler is None else handler
+            handler_bytes = old.handler_bytes if handler is None else pack(new_handler)
+            model_bytes = self.model_bytes if handler is None else _estimate(new_handler) or self.model_bytes
+            settings.check_budget(model_bytes)
+            new = Topology(self, new_handler, handler_bytes, settings)
+            budget = settings.memory_budget
+            together = (old.settings.copies + settings.copies) * (model_bytes or 0)
+            drain_first = budget is not None and together > budget
+            began = time.monotonic()
+            (self._switch_drained if drain_first else self._switch_side_by_side)(old, new, new_handler)
+            self.last_switch = {
+                "policy": "drain first" if drain_first else "side by side",
+                "seconds": time.monotonic() - began,
+                "from": old.settings.mode,
+                "to": settings.mode,
+            }
+            self.event(
+                event,
+                f"{old.settings.mode} → {settings.mode}, {self.last_switch['policy']}, {self.last_switch['seconds']:.2f} s",
+            )
+
+    def _switch_side_by_side(self, old: Topology, new: Topology, handler: Any) -> None:
+        self._run(new, self._sample())
+        self._adopt(new, handler)
+        old.drain()
+        old.stop()
+
+    def _switch_drained(self, old: Topology, new: Topology, handler: Any) -> None:
+        dispatcher = self.dispatcher
+        dispatcher.paused = True
+        sample = self._sample()
+        try:
+            old.drain()
+            old.stop()
+            self._run(new, sample)
+        except BaseException:
+            back = Topology(self, old.handler, old.handler_bytes, old.settings)
+            self._run(back, sample)
+            self._adopt(back, old.handler)
+            raise
+        self._adopt(new, handler)
+
+    def _adopt(self, topology: Topology, handler: Any) -> None:
+        self.raise_if_closed()
+        self.handler = handler
+        self.dispatcher.use(handler)
+        self._publish(topology)
+
+    def _sample(self) -> list[Any]:
+        return list(self.dispatcher.sample)
+
+    def cancel_switch(self) -> bool:
+        """Stop a switch that hasn't taken over yet; False when none was under way."""
+        starting = self.starting
+        if starting is None or starting is self.topology:
+            return False
+        starting.stop(gently=False)
+        return True
+
+    # ---- watching ----------------------------------------------------------------------------
+
+    def event(self, kind: str, text: str, pid: int | None = None) -> None:
+        """Note something for the history."""
+        self.history.event(kind, text, pid)
+
+    def may_replace(self, process: Process) -> bool:
+        """Count a death; False once there were too many, which ends the deployment with an error."""
+        self.dispatcher.counters.deaths += 1
+        now = time.monotonic()
+        self._deaths.append(now)
+        if len(self._deaths) == DEATHS and now - self._deaths[0] < DEATHS_WINDOW_S:
+            self.give_up(
+                errors.CrashLoop(
+                    f"{DEATHS} serving processes died within {now - self._deaths[0]:.0f} s, so no more are started. "
+                    f"The last one was {process.role} {process.index} (pid {process.pid}), {process.describe_exit()}. "
+                    "See deployment.logs(), then deploy again."
+                )
+            )
+            return False
+        return True
+
+    def give_up(self, error: errors.KitError) -> None:
+        """Stop serving with an error that every request gets from now on."""
+        self.event("death", str(error.args[0]))
+        self.dispatcher.close(error)
+        topology = self.topology
+        topology.state = "stopping"
+        threading.Thread(target=topology.stop, kwargs={"gently": False}, name="kit-give-up", daemon=True).start()
+
+    def _tick(self) -> None:
+        """Deadlines, stuck batches and heartbeats; runs in the reactor."""
+        if not self.alive:
+            return
+        now = time.monotonic()
+        for lane, chunk in self.dispatcher.expire(now):
+            process = self.topology.computing_process(lane)
+            self.dispatcher.time_out(chunk)
+            if process is not None and process.alive:
+                self.event("timeout", f"{process.role} {process.index} replaced: a batch ran too long", process.pid)
+                process.expected_death = True
+                os.kill(process.pid, 9)
+        self.topology.check_heartbeats(time.monotonic_ns())
+        self.dispatcher.pump()
+        self.reactor.at(now + TICK_S, self._tick)
+
+    def raise_if_closed(self) -> None:
+        """Raise when no request can be answered any more."""
+        if self.dispatcher.closed is not None:
+            raise self.dispatcher.closed
+
+    # ---- closing -----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End all processes and threads; idempotent, and a no-op in a fork of the owner."""
+        if os.getpid() != self.owner:
+            return
+        with self._close_lock:
+            if not self.alive:
+                return
+            self.alive = False
+            running.discard(self)
+            self.dispatcher.close(
+                errors.DeploymentClosed("the deployment is closed; call kit.deploy(...) again to serve the handler.")
+            )
+            for topology in (self.starting, self.topology):
+                if topology is not None:
+                    topology.stop(gently=False)
+            self.quarantine.close()
+            self.forkserver.close()
+            self.reactor.stop()
+            self.logs.close()
+            self.board.close()
+
+
+def preload_of(handler: Any) -> list[str]:
+    """Modules that the fork server imports for a handler, ours or Beam's."""
+    own = list(getattr(handler, "preload", ()))
+    module = type(handler).__module__
+    if module.startswith("apache_beam."):
+        own.append(module)
+    return list(dict.fromkeys(["numpy", "kit.engine.worker", "kit.engine.host", "kit.engine.loader", *own]))
+
+
+def _estimate(handler: Any) -> int | None:
+    estimate = getattr(handler, "estimate_model_bytes", None)
+    if estimate is None:
+        return None
+    found = estimate()
+    return None if found is None else int(found)

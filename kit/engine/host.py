@@ -1,0 +1,226 @@
+"""A model host: the single point that computes on a copy of the model for other processes.
+
+    worker threads --lanes--> take all that is waiting -> coalesce -> compute -> answer each
+
+One thread reads and computes, so a batch never waits for a hand-over between threads, and what
+arrived while a batch was computed is looked at together: requests with equal inference arguments
+share a batch when the measured cost curve says that it pays.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from kit import batching, errors
+from kit.engine import board as fields
+from kit.engine.child import Context
+from kit.engine.codec import Rows
+from kit.engine.loading import load
+from kit.engine.protocol import ADD_LANE, ARGS, FAILED, LOADED, META, RESULT, RUN, STOP
+from kit.engine.runner import Computed, LocalModel, Trouble
+from kit.engine.transport import Channel, ChannelClosed, Ends
+
+
+def main(context: Context) -> int:
+    """Load the model and compute for worker threads until told to stop; returns the exit code."""
+    try:
+        model, report = load(context.handler)
+    except BaseException as error:
+        context.fail("ModelLoadFailed", f"load_model of {type(context.handler).__name__} failed", error)
+        return 1
+    host = Host(context, LocalModel(context.handler, model))
+    context.control.send(LOADED, report)
+    return host.run()
+
+
+class _Lane:
+    """The host's end of a worker thread's lane."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.args: Mapping[str, Any] | None = None
+        self.announced: tuple[str | None, bool] | None = None
+
+
+class _Request:
+    __slots__ = ("batch", "count", "lane", "whole")
+
+    def __init__(self, lane: _Lane, batch: Any) -> None:
+        self.lane = lane
+        self.batch = batch
+        self.count = len(batch) if type(batch) in (list, Rows) else 1
+
+
+class Host:
+    """The loop of a model host."""
+
+    def __init__(self, context: Context, compute: LocalModel) -> None:
+        self.context = context
+        self.compute = compute
+        self.board = context.board
+        self.slot = context.slot
+        handler = context.handler
+        self.options = batching.options_of(handler)
+        self.never_coalesce = bool(handler.should_skip_batching())
+        self.most = self.options.get("max_batch_size") or batching.MAX_BATCH_SIZE
+        self.curve = batching.CostCurve()
+        self.waiting: deque[_Request] = deque()
+        self.poll = select.poll()
+        self.lanes: dict[int, _Lane] = {}
+        self.poll.register(context.control.fileno(), select.POLLIN)
+
+    def run(self) -> int:
+        """Serve until the owner says stop or is gone."""
+        control = self.context.control
+        while True:
+            for fd, _ in self.poll.poll(0 if self.waiting else None):
+                if fd != control.fileno():
+                    self._read(fd)
+                elif not self._obey(control):
+                    return 0
+            if self.waiting:
+                self._serve(self._coalesce())
+
+    def _obey(self, control: Channel) -> bool:
+        try:
+            message = control.recv()
+        except ChannelClosed:
+            return False
+        assert message is not None
+        if message.kind == ADD_LANE:
+            for at in range(0, len(message.fds), 2):
+                channel = Ends(*message.fds[at : at + 2]).open(first=False)
+                self.lanes[channel.fileno()] = _Lane(channel)
+                self.poll.register(channel.fileno(), select.POLLIN)
+            control.send(ADD_LANE, request=message.request)
+        return message.kind != STOP
+
+    def _read(self, fd: int) -> None:
+        lane = self.lanes[fd]
+        try:
+            message = lane.channel.recv()
+        except ChannelClosed:
+            self._drop(lane)
+            return
+        assert message is not None
+        if message.kind == RUN:
+            self.waiting.append(_Request(lane, message.value))
+        elif message.kind == ARGS:
+            lane.args = message.value
+
+    def _drop(self, lane: _Lane) -> None:
+        fd = lane.channel.fileno()
+        if fd in self.lanes:
+            self.poll.unregister(fd)
+            del self.lanes[fd]
+            lane.channel.close()
+        self.waiting = deque(request for request in self.waiting if request.lane is not lane)
+
+    def _coalesce(self) -> list[_Request]:
+        """Take the oldest request and those that may share its batch."""
+        first = self.waiting.popleft()
+        group = [first]
+        if self.never_coalesce or not self.waiting:
+            return group
+        total = first.count
+        left: deque[_Request] = deque()
+        for request in self.waiting:
+            joins = (
+                total + request.count <= self.most
+                and request.lane.args == first.lane.args
+                and _alike(first.batch, request.batch)
+                and self.curve.pays(total, request.count)
+                and self._within_limits([*group, request])
+            )
+            if joins:
+                group.append(request)
+                total += request.count
+            else:
+                left.append(request)
+        self.waiting = left
+        return group
+
+    def _within_limits(self, group: list[_Request]) -> bool:
+        options = self.options
+        tokens, weight = options.get("max_batch_tokens"), options.get("max_batch_weight")
+        if not tokens and not weight and not options.get("batch_bucket_boundaries"):
+            return True
+        examples = [example for request in group for example in request.batch]
+        return len(batching.plan(examples, options)) == 1
+
+    def _serve(self, group: list[_Request]) -> None:
+        began = self.board.begin(self.slot)
+        total = sum(request.count for request in group)
+        try:
+            batch = _join([request.batch for request in group])
+            computed = self.compute(batch, group[0].lane.args)
+        except Exception as error:
+            self.board.end(self.slot, began, 0, 0)
+            if len(group) > 1:
+                # One request's bad example must not fail another's.
+                for request in group:
+                    self._serve([request])
+            else:
+                self._answer_trouble(group[0].lane, error)
+            return
+        self.curve.record(total, computed.seconds)
+        self.board.end(self.slot, began, total, 1)
+        if len(group) > 1:
+            self.board.add(self.slot, fields.COALESCED, len(group))
+        start = 0
+        for request in group:
+            values = computed.values
+            if len(group) > 1:
+                values = values[start : start + request.count]
+            start += request.count
+            self._answer(request.lane, computed, values)
+
+    def _answer(self, lane: _Lane, computed: Computed, values: Any) -> None:
+        about = (computed.model_id, computed.raw)
+        try:
+            if lane.announced != about:
+                lane.channel.send(META, about)
+                lane.announced = about
+            lane.channel.send(RESULT, values, spent=computed.seconds, stamp=time.monotonic())
+        except ChannelClosed:
+            self._drop(lane)
+        except Exception as error:
+            self._answer_trouble(lane, error)
+
+    def _answer_trouble(self, lane: _Lane, error: Exception) -> None:
+        trace = "".join(traceback.format_exception(error))
+        if isinstance(error, errors.KitError):
+            trouble = Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback)
+        else:
+            name = type(self.context.handler).__name__
+            trouble = Trouble("InferenceFailed", f"{name} failed: {type(error).__name__}: {error}", trace)
+        try:
+            lane.channel.send(FAILED, trouble)
+        except ChannelClosed:
+            self._drop(lane)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if type(one) is Rows and type(other) is Rows:
+        return one.stacked.shape[1:] == other.stacked.shape[1:] and one.stacked.dtype == other.stacked.dtype
+    return type(one) is list and type(other) is list
+
+
+def _join(batches: list[Any]) -> Any:
+    if len(batches) == 1:
+        return batches[0]
+    if type(batches[0]) is Rows:
+        blocks = [batch.stacked for batch in batches]
+        if hasattr(blocks[0], "unbind"):
+            import torch
+
+            return Rows(torch.cat(blocks))
+        import numpy as np
+
+        return Rows(np.concatenate(blocks))
+    return [example for batch in batches for example in batch]

@@ -1,0 +1,112 @@
+"""The owner's end of a worker thread's lane."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kit import errors
+from kit.engine import protocol
+from kit.engine.transport import Channel, ChannelClosed
+
+if TYPE_CHECKING:
+    from kit.engine.dispatcher import Dispatcher
+    from kit.engine.processes import Process
+    from kit.engine.requests import Chunk
+
+
+class Lane:
+    """A channel to one worker thread, and the chunks that it has been given, oldest first.
+
+    Attributes:
+        hosts: indices of the model hosts that the thread can reach; None when it computes itself.
+        avoid_until: monotonic seconds before which no chunk is given, after a host was lost.
+    """
+
+    def __init__(self, process: Process, channel: Channel, slot: int, mode: str, *, remote: bool) -> None:
+        self.process = process
+        self.channel = channel
+        self.slot = slot
+        self.mode = mode
+        self.hosts: set[int] | None = set() if remote else None
+        self.avoid_until = 0.0
+        self.in_flight: deque[Chunk] = deque()
+        self.head_since = 0.0
+        self._args: Any = None
+        self._model_ids: Any = None
+
+    @property
+    def head(self) -> Chunk | None:
+        """The chunk that the thread is computing."""
+        return self.in_flight[0] if self.in_flight else None
+
+    def usable(self, now: float) -> bool:
+        """True when the thread can compute."""
+        return self.process.alive and self.hosts != set() and now >= self.avoid_until
+
+    def assign(self, chunk: Chunk, now: float) -> None:
+        """Note that the chunk is the lane's; the dispatcher's lock is held."""
+        if not self.in_flight:
+            self.head_since = now
+        self.in_flight.append(chunk)
+
+    def take_back(self, chunk_id: int) -> Chunk | None:
+        """Remove a chunk, None when it isn't the lane's any more; the dispatcher's lock is held."""
+        for chunk in self.in_flight:
+            if chunk.id == chunk_id:
+                self.in_flight.remove(chunk)
+                self.head_since = time.monotonic()
+                return chunk
+        return None
+
+    def take_back_all(self) -> list[Chunk]:
+        """Remove all chunks, oldest first."""
+        chunks = list(self.in_flight)
+        self.in_flight.clear()
+        return chunks
+
+    def send(self, chunk: Chunk, payload: Any) -> int:
+        """Send a chunk; returns its bytes.
+
+        Raises:
+            WorkerDied: the process is gone.
+            Exception: the examples can't be pickled.
+        """
+        try:
+            if chunk.inference_args != self._args:
+                self.channel.send(protocol.ARGS, chunk.inference_args)
+                self._args = chunk.inference_args
+            flags = protocol.ISOLATE if chunk.isolate else 0
+            return self.channel.send(
+                protocol.RUN, payload, request=chunk.id, flags=flags, attempt=min(chunk.attempts, 0xFFFF)
+            )
+        except ChannelClosed as error:
+            raise errors.WorkerDied(f"worker (pid {self.process.pid}) is gone.") from error
+
+    def read(self, dispatcher: Dispatcher, on_closed: Callable[[Lane], None]) -> None:
+        """Take one message from the thread to the dispatcher."""
+        try:
+            message = self.channel.recv(block=False)
+        except ChannelClosed:
+            on_closed(self)
+            return
+        if message is None:
+            return
+        kind, value = message.kind, message.value
+        if kind == protocol.RESULT:
+            dispatcher.answered(self, message, (value, self._model_ids, False, {}))
+        elif kind == protocol.FULL_RESULT:
+            dispatcher.answered(self, message, value)
+        elif kind == protocol.META:
+            self._model_ids = value
+        elif kind == protocol.FAILED:
+            dispatcher.failed(self, message)
+        elif kind == protocol.LOST:
+            dispatcher.lost(self, message.request)
+            dispatcher.pump()
+
+    def close(self) -> None:
+        """Close the channel."""
+        self.channel.close()

@@ -1,0 +1,87 @@
+"""The loader of mode `shared`: loads the model once, publishes its weights, proves them, and ends.
+
+Its own copy of the weights is gone with the process, whatever the model's allocator does. When the
+deployment was given no sample, it stays until the first batch has shown that the rebuilt model
+answers like the original.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from typing import Any
+
+from kit.engine import weights
+from kit.engine.child import Context
+from kit.engine.loading import load
+from kit.engine.protocol import LOADED, VERIFIED, VERIFY
+from kit.engine.runner import LocalModel
+from kit.engine.transport import ChannelClosed
+
+
+def main(context: Context) -> int:
+    """Load, publish, check; returns the exit code."""
+    handler = context.handler
+    name = type(handler).__name__
+    try:
+        model, report = load(handler)
+    except BaseException as error:
+        context.fail("ModelLoadFailed", f"load_model of {name} failed", error)
+        return 1
+    try:
+        fd, segment, trail = weights.publish(model)
+        rebuilt = weights.attach(fd, segment)
+        difference = weights.check(model, rebuilt, trail)
+    except BaseException as error:
+        context.fail("SharedModeUnavailable", f"the model of {name} can't be pickled, which mode 'shared' needs", error)
+        return 1
+    if difference is not None:
+        context.fail("SharedModeUnavailable", f"the model of {name} doesn't survive pickling", ValueError(difference))
+        return 1
+    report = {**report, "weights_bytes": segment.weights_bytes, "head_bytes": len(segment.head)}
+    context.control.send(LOADED, (report, segment), fds=(fd,))
+    os.close(fd)
+    return _verify(context, LocalModel(handler, model), LocalModel(handler, rebuilt))
+
+
+def _verify(context: Context, original: LocalModel, rebuilt: LocalModel) -> int:
+    while True:
+        try:
+            message = context.control.recv()
+        except ChannelClosed:
+            return 0
+        assert message is not None
+        if message.kind != VERIFY:
+            return 0
+        verdict = _compare(context.handler, original, rebuilt, *message.value)
+        context.control.send(VERIFIED, verdict, request=message.request)
+
+
+def _compare(handler: Any, original: LocalModel, rebuilt: LocalModel, examples: Any, args: Any) -> tuple[str, str]:
+    """Verdict on one batch: ("equal" | "differs" | "noisy" | "failed", words)."""
+    try:
+        for function in handler.get_preprocess_fns():
+            examples = [function(example) for example in examples]
+        first, again, twin = (_seeded(model, examples, args) for model in (original, original, rebuilt))
+    except Exception as error:
+        # A bad example says nothing about the weights; the next batch will.
+        return "failed", f"{type(error).__name__}: {error}"
+    if weights.equal_outputs(first, twin):
+        return "equal", "outputs equal bit for bit"
+    if not weights.equal_outputs(first, again):
+        return (
+            "noisy",
+            "the original differs from itself on the same batch; only the bytes of the weights were compared",
+        )
+    return "differs", "the rebuilt model answers differently from the original on the same batch"
+
+
+def _seeded(model: LocalModel, examples: Any, args: Any) -> list[Any]:
+    random.seed(0)
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None:
+        numpy.random.seed(0)
+    if torch is not None:
+        torch.manual_seed(0)
+    return list(model(examples, args).values)

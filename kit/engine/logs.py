@@ -1,0 +1,72 @@
+"""What serving processes print: kept for `logs()` and passed on to the notebook as it comes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from kit.engine.processes import Process
+    from kit.engine.reactor import Reactor
+
+KEPT_LINES = 5000
+
+
+class Line(NamedTuple):
+    """A line that a process printed; `time` is seconds since the epoch."""
+
+    time: float
+    role: str
+    pid: int
+    text: str
+
+
+class Logs:
+    """The last lines of all processes of a deployment."""
+
+    def __init__(self, *, echo: bool = True) -> None:
+        self.lines: deque[Line] = deque(maxlen=KEPT_LINES)
+        self.echo = echo
+        self._open: set[int] = set()
+
+    def follow(self, process: Process, reactor: Reactor) -> None:
+        """Read the pipe `process.output` until the process and its children close it."""
+        fd = process.output
+        os.set_blocking(fd, False)
+        rest = bytearray()
+        self._open.add(fd)
+
+        def read() -> None:
+            try:
+                data = os.read(fd, 65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            rest.extend(data)
+            *lines, tail = bytes(rest).split(b"\n")
+            if not data:
+                reactor.forget(fd)
+                self._open.discard(fd)
+                os.close(fd)
+                lines = [*lines, tail] if tail else lines
+                tail = b""
+            rest[:] = tail
+            for line in lines:
+                self._add(process, line.decode("utf-8", "replace"))
+
+        reactor.watch(fd, read)
+
+    def _add(self, process: Process, text: str) -> None:
+        self.lines.append(Line(time.time(), process.role, process.pid, text))
+        if self.echo:
+            print(f"[{process.role} {process.pid}] {text}", file=sys.stdout)
+
+    def close(self) -> None:
+        """Close pipes that are still open; the reactor has stopped."""
+        for fd in self._open:
+            os.close(fd)
+        self._open.clear()

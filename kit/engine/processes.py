@@ -1,0 +1,271 @@
+"""The owner's side of the fork server: starting processes, learning of their end, ending them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from kit import errors
+from kit.engine import forkserver, system
+from kit.engine.protocol import FAILED, LOADED, STOP
+from kit.engine.transport import Channel, ChannelClosed, channel_pair
+
+PRELOAD_TIMEOUT_S = 300.0
+_numbers = itertools.count(1)
+
+
+class Process:
+    """A forked process: its pid, its control channel, and how it ended.
+
+    Attributes:
+        role: "worker", "host", "loader" or "quarantine".
+        index: number within its role.
+        loaded: resolves to the report of the process once its model is ready, or to the error.
+        condemned: True once we ended it for good.
+        expected_death: True when its end shall not count as a death, but it is to be replaced.
+    """
+
+    def __init__(self, role: str, index: int, slot: int) -> None:
+        self.role = role
+        self.index = index
+        self.slot = slot
+        self.pid = 0
+        self.control: Channel | None = None
+        self.output = -1
+        self.loaded: Future[Any] = Future()
+        self.acks: dict[tuple[int, int], Future[Any]] = {}
+        self.exited = threading.Event()
+        self.exit_status: int | None = None
+        self.condemned = False
+        self.expected_death = False
+        self.started_at = time.monotonic()
+        self.report: dict[str, Any] = {}
+        self.lanes: list[Any] = []
+        self.lane_slots: list[int] = []
+        self.on_exit: Callable[[Process], None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.pid > 0 and not self.exited.is_set()
+
+    def describe_exit(self) -> str:
+        """How the process ended, in words."""
+        if self.exit_status is None:
+            return "ended with the fork server"
+        return system.describe_exit(self.exit_status)
+
+    def ask_to_stop(self) -> None:
+        """Let the process end by itself."""
+        self.condemned = True
+        if self.control is not None:
+            with contextlib.suppress(ChannelClosed):
+                self.control.send(STOP)
+
+    def kill(self) -> None:
+        """End the process now, on purpose."""
+        self.condemned = True
+        if self.alive:
+            system.kill(self.pid)
+
+    def ask(self, kind: int, value: Any, fds: tuple[int, ...] = (), *, reply: int | None = None) -> Future[Any]:
+        """Send a control message; the future resolves to the value of its reply."""
+        number = next(_numbers)
+        future: Future[Any] = Future()
+        self.acks[(kind if reply is None else reply, number)] = future
+        assert self.control is not None
+        try:
+            self.control.send(kind, value, request=number, fds=fds)
+        except ChannelClosed:
+            future.set_exception(errors.WorkerDied(f"{self.role} (pid {self.pid}) is gone."))
+        return future
+
+    def take_control_message(self) -> None:
+        """Read one message of the control channel; resolves `loaded` and `acks`.
+
+        Raises:
+            ChannelClosed: the process is gone.
+        """
+        assert self.control is not None
+        message = self.control.recv()
+        assert message is not None
+        if message.kind == LOADED:
+            if not self.loaded.done():
+                self.loaded.set_result((message.value, message.fds))
+        elif message.kind == FAILED:
+            if not self.loaded.done():
+                self.loaded.set_exception(message.value.error())
+        else:
+            waiting = self.acks.pop((message.kind, message.request), None)
+            if waiting is not None:
+                waiting.set_result(message.value)
+
+    def gone(self, status: int | None) -> None:
+        """Note the end of the process; called once, in the fork server's reader thread."""
+        self.exit_status = status
+        self.exited.set()
+        error = errors.WorkerDied(f"{self.role} {self.index} (pid {self.pid}) {self.describe_exit()}.")
+        for future in (self.loaded, *list(self.acks.values())):
+            if not future.done():
+                future.set_exception(error)
+        if self.on_exit is not None:
+            self.on_exit(self)
+
+
+class ForkServer:
+    """A running fork server, started again when it dies.
+
+    Args:
+        preload: modules to import before the first fork.
+        env: environment variables on top of this process's.
+
+    Raises:
+        PreloadFailed: a module couldn't be imported (from `wait_ready`, or `fork`).
+    """
+
+    def __init__(self, preload: Sequence[str], env: dict[str, str] | None = None) -> None:
+        self.preload = list(preload)
+        self.env = {**forkserver.environment(), **(env or {})}
+        self._lock = threading.Lock()
+        self._users = 0
+        self._generation: _Generation | None = None
+        self._closed = False
+        self._start()
+
+    def _start(self) -> _Generation:
+        popen, channel = forkserver.start(self.preload, self.env)
+        self._generation = _Generation(popen, channel)
+        return self._generation
+
+    @property
+    def pid(self) -> int:
+        generation = self._generation
+        return generation.popen.pid if generation is not None else 0
+
+    def wait_ready(self) -> None:
+        """Wait until the libraries are imported."""
+        generation = self._generation
+        if generation is not None:
+            generation.ready.result(PRELOAD_TIMEOUT_S)
+
+    def fork(self, process: Process, board_fd: int, output_fd: int) -> None:
+        """Fork `process`; sets its pid and control channel. Not to be called in the reader thread."""
+        with self._lock:
+            if self._closed:
+                raise errors.DeploymentClosed("the deployment was closed while a process was being started.")
+            generation = self._generation
+            if generation is None or generation.ended.is_set():
+                generation = self._start()
+        generation.ready.result(PRELOAD_TIMEOUT_S)
+        ours, theirs = channel_pair()
+        process.control = ours.open(first=True)
+        name = f"kit-{process.role}-{process.index}"
+        try:
+            generation.fork(process, name, (theirs.sock, theirs.memory, board_fd, output_fd))
+        finally:
+            os.close(theirs.sock)
+            os.close(theirs.memory)
+
+    def retain(self) -> ForkServer:
+        """Count one more user; `close` then only releases."""
+        self._users += 1
+        return self
+
+    def close(self) -> None:
+        """Release; the last user ends the server and everything forked from it. Idempotent."""
+        self._users -= 1
+        if self._users > 0:
+            return
+        with self._lock:
+            self._closed = True
+            generation, self._generation = self._generation, None
+        if generation is not None:
+            generation.close()
+
+
+class _Generation:
+    """One life of the fork server."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], channel: Channel) -> None:
+        self.popen = popen
+        self.channel = channel
+        self.ready: Future[int] = Future()
+        self.ended = threading.Event()
+        self._tokens = itertools.count(1)
+        self._forking: dict[int, tuple[Process, Future[int]]] = {}
+        self._processes: dict[int, Process] = {}
+        self._thread = threading.Thread(target=self._read, name="kit-forkserver-reader", daemon=True)
+        self._thread.start()
+
+    def fork(self, process: Process, name: str, fds: tuple[int, ...]) -> None:
+        token = next(self._tokens)
+        done: Future[int] = Future()
+        self._forking[token] = (process, done)
+        try:
+            self.channel.send(forkserver.FORK, name, request=token, fds=fds)
+        except ChannelClosed as error:
+            self._forking.pop(token, None)
+            raise errors.WorkerDied("the fork server is gone.") from error
+        done.result(60)
+
+    def _read(self) -> None:
+        try:
+            while True:
+                message = self.channel.recv()
+                assert message is not None
+                self._take(message)
+        except ChannelClosed:
+            self.ended.set()
+        self._all_gone()
+
+    def _take(self, message: Any) -> None:
+        if message.kind == forkserver.FORKED:
+            process, done = self._forking.pop(message.request)
+            process.pid = message.value
+            self._processes[process.pid] = process
+            done.set_result(process.pid)
+        elif message.kind == forkserver.EXITED:
+            pid, status = message.value
+            found = self._processes.pop(pid, None)
+            if found is not None:
+                found.gone(status)
+        elif message.kind == forkserver.READY:
+            self.ready.set_result(message.value)
+        else:
+            name, reason, trace = message.value
+            self.ready.set_exception(
+                errors.PreloadFailed(f"the handler needs {name!r}, which can't be imported: {reason}", trace)
+            )
+
+    def _all_gone(self) -> None:
+        status = self.popen.wait()
+        if not self.ready.done():
+            self.ready.set_exception(
+                errors.PreloadFailed(
+                    f"the fork server ended while it started (exit code {status}); see its output above."
+                )
+            )
+        for process, done in list(self._forking.values()):
+            done.set_exception(errors.WorkerDied(f"the fork server died while it started {process.role}."))
+        for process in list(self._processes.values()):
+            process.gone(None)
+        self._processes.clear()
+        self.channel.close()
+
+    def close(self) -> None:
+        # Its owner's closing is what it waits for; killing it takes its children along as well.
+        with contextlib.suppress(OSError):
+            self.channel.sock.shutdown(2)
+        try:
+            self.popen.wait(2)
+        except subprocess.TimeoutExpired:
+            self.popen.send_signal(signal.SIGKILL)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(5)

@@ -1,0 +1,132 @@
+"""Where chunks go that have killed two processes: one example at a time, in a process of their own.
+
+Only an example that kills this process too, alone, fails; the others are answered. A quarantine
+process is started when needed and ends when its chunks are done.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING, Any
+
+from kit import errors
+from kit.engine.codec import Rows
+from kit.engine.protocol import ARGS, FAILED, FULL_RESULT, ISOLATE, META, RESULT, RUN
+from kit.engine.requests import Chunk
+from kit.engine.runner import Trouble
+from kit.engine.transport import ChannelClosed
+
+if TYPE_CHECKING:
+    from kit.engine.core import Engine
+    from kit.engine.processes import Process
+
+IDLE_S = 2.0
+
+
+class Quarantine:
+    """Takes suspect chunks and answers them from a thread of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._chunks: queue.Queue[Chunk] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._process: Process | None = None
+
+    def take(self, chunk: Chunk) -> None:
+        """Answer a chunk, later."""
+        self._engine.event("quarantine", f"{chunk.count} examples run one by one: they were there at 2 deaths")
+        with self._lock:
+            self._chunks.put(chunk)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="kit-quarantine", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                chunk = self._chunks.get(timeout=IDLE_S)
+            except queue.Empty:
+                with self._lock:
+                    if self._chunks.empty() or not self._engine.alive:
+                        self._end_process()
+                        self._thread = None
+                        return
+                continue
+            if self._engine.alive:
+                self._answer(chunk)
+
+    def _answer(self, chunk: Chunk) -> None:
+        for request, indices in chunk.parts:
+            examples = request.examples
+            for index in indices:
+                if request.ended or not self._engine.alive:
+                    return
+                single = Chunk([_part(request, index)])
+                example = [examples[index]]
+                values, ids, plain, troubles = self._compute(example, request)
+                dispatcher = self._engine.dispatcher
+                self._engine.reactor.soon(
+                    lambda s=single, v=values, i=ids, p=plain, t=troubles: dispatcher.deliver(s, v, i, p, t)
+                )
+
+    def _compute(self, example: list[Any], request: Any) -> tuple[Any, Any, bool, dict[int, Trouble]]:
+        process = self._process
+        try:
+            if process is None or not process.alive:
+                process = self._process = self._engine.topology.start_quarantine()
+            channel = process.lanes[0].channel
+            channel.send(ARGS, request.inference_args)
+            channel.send(RUN, example, flags=ISOLATE)
+            return _receive(channel)
+        except ChannelClosed:
+            assert process is not None
+            process.exited.wait(5)
+            self._process = None
+            return _nothing(
+                "WorkerDied", f"the example kills the process that computes it, alone: {process.describe_exit()}."
+            )
+        except errors.KitError as error:
+            return _nothing(type(error).__name__, str(error.args[0]), error.remote_traceback)
+
+    def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.exited.wait(5)
+            process.lanes[0].close()
+
+    def close(self) -> None:
+        """Give up what waits; the requests have been failed already."""
+        thread = self._thread
+        process = self._process
+        if process is not None:
+            process.kill()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(IDLE_S + 5)
+
+
+def _part(request: Any, index: int) -> Any:
+    from kit.engine.requests import Part
+
+    return Part(request, range(index, index + 1))
+
+
+def _receive(channel: Any) -> tuple[Any, Any, bool, dict[int, Trouble]]:
+    model_ids = None
+    while True:
+        message = channel.recv()
+        if message.kind == META:
+            model_ids = message.value
+        elif message.kind == RESULT:
+            value = message.value
+            return (value.tolist() if type(value) is Rows else value), model_ids, False, {}
+        elif message.kind == FULL_RESULT:
+            return tuple(message.value)  # type: ignore[return-value]
+        elif message.kind == FAILED:
+            return [None], None, False, {0: message.value}
+
+
+def _nothing(kind: str, message: str, trace: str = "") -> tuple[Any, Any, bool, dict[int, Trouble]]:
+    return [None], None, False, {0: Trouble(kind, message, trace)}

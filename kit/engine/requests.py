@@ -1,0 +1,203 @@
+"""A request: examples of one caller, cut into parts on demand, and the future that collects answers."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from functools import partial
+from typing import Any, NamedTuple
+
+from kit import batching, errors
+from kit.engine.codec import Rows
+from kit.engine.runner import Trouble, pick
+from kit.handler import PredictionResult
+
+
+class Failure(NamedTuple):
+    """An example that failed, with its error; stands in place of its prediction."""
+
+    example: Any
+    error: errors.KitError
+
+
+_make_result = partial(tuple.__new__, PredictionResult)
+
+
+def results_of(examples: Any, values: Any, model_ids: Any) -> list[PredictionResult]:
+    """Build PredictionResults; several times as fast as calling the class for each."""
+    if not isinstance(model_ids, list):
+        model_ids = itertools.repeat(model_ids)
+    return list(map(_make_result, zip(examples, values, model_ids)))  # noqa: B905 - repeat has no end
+
+
+class Request:
+    """Examples of one caller.
+
+    Args:
+        examples: list or Rows.
+        inference_args: for `run_inference`.
+        isolate: a failing example becomes a `Failure` and the others go on.
+        deadline: monotonic seconds after which the request fails, None for never.
+        batch_timeout_s: longest time that one batch may be computed, seconds.
+        options: batching options; None when batches can't be planned before pre-processing.
+        on_progress: called with a number of examples whenever that many more are done.
+    """
+
+    _ids = itertools.count(1)
+
+    def __init__(
+        self,
+        examples: Any,
+        inference_args: Mapping[str, Any] | None,
+        *,
+        isolate: bool = False,
+        deadline: float | None = None,
+        batch_timeout_s: float | None = None,
+        options: Mapping[str, Any] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.id = next(self._ids)
+        self.examples = examples
+        self.count = len(examples)
+        self.inference_args = inference_args
+        self.isolate = isolate
+        self.deadline = deadline
+        self.batch_timeout_s = batch_timeout_s
+        self.on_progress = on_progress
+        self.accepted_at = time.monotonic()
+        self.future: Future[list[Any]] = Future()
+        self.results: list[Any] = [None] * self.count
+        self.left = self.count  # examples without an answer
+        self.untaken = self.count  # examples not yet in any part
+        self._position = 0
+        self._batches: deque[list[int]] | None = None
+        self._lengths: list[float] | None = None
+        if options and self.count > 1 and ("batch_length_fn" in options or options.get("max_batch_weight")):
+            self._lengths = batching.lengths_of(examples, options)
+            self._batches = deque(list(part) for part in batching.plan(examples, options, None, self._lengths))
+
+    @property
+    def ended(self) -> bool:
+        """True once the caller has its answer, an error, or has lost interest."""
+        return self.future.done()
+
+    @property
+    def planned(self) -> bool:
+        """True when whole batches are taken, and not just any number of examples."""
+        return self._batches is not None
+
+    def take(self, most: int) -> Sequence[int]:
+        """The next indices: about `most` examples, whole batches where these are planned."""
+        if self._batches is None:
+            start = self._position
+            self._position = stop = min(self.count, start + most)
+            self.untaken -= stop - start
+            return range(start, stop)
+        taken: list[int] = list(self._batches.popleft())
+        while self._batches and len(taken) + len(self._batches[0]) <= most:
+            taken += self._batches.popleft()
+        self.untaken -= len(taken)
+        return taken
+
+    def answer(self, indices: Sequence[int], values: Any, model_ids: Any, plain: bool) -> None:
+        """Store the results of the examples at `indices`; the last ones resolve the future."""
+        if plain:
+            results = list(values)
+        else:
+            results = results_of(pick(self.examples, indices), values, model_ids)
+        if type(indices) is range:
+            self.results[indices.start : indices.stop] = results
+        else:
+            for index, result in zip(indices, results, strict=True):
+                self.results[index] = result
+        self._done(len(results))
+
+    def fail(self, index: int, trouble: Trouble) -> None:
+        """Note that one example failed: a Failure in its place, or the end of the request."""
+        error = trouble.error()
+        if self.isolate:
+            self.results[index] = Failure(self.examples[index], error)
+            self._done(1)
+        else:
+            self.fail_all(error)
+
+    def fail_all(self, error: BaseException) -> None:
+        """End the request with an error, unless it has ended already."""
+        try:
+            self.future.set_exception(error)
+        except InvalidStateError:
+            return
+
+    def _done(self, count: int) -> None:
+        self.left -= count
+        if self.on_progress is not None:
+            self.on_progress(count)
+        if self.left == 0:
+            try:
+                self.future.set_result(self.results)
+            except InvalidStateError:
+                return  # cancelled by the caller
+
+
+class Part(NamedTuple):
+    """Some examples of a request."""
+
+    request: Request
+    indices: Sequence[int]
+
+
+class Chunk:
+    """What a worker thread is given at once: parts of one or several requests.
+
+    Attributes:
+        deaths: how many processes died while computing it.
+        attempts: how often it was sent.
+        alone: True once it must not share a message with other requests' examples.
+    """
+
+    __slots__ = ("alone", "attempts", "count", "deaths", "id", "parts", "sent_at")
+
+    _ids = itertools.count(1)
+
+    def __init__(self, parts: list[Part], *, deaths: int = 0, attempts: int = 0, alone: bool = False) -> None:
+        self.id = next(self._ids)
+        self.parts = parts
+        self.count = sum(len(part.indices) for part in parts)
+        self.deaths = deaths
+        self.attempts = attempts
+        self.alone = alone
+        self.sent_at = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """True when nobody waits for any of it any more."""
+        return all(part.request.ended for part in self.parts)
+
+    @property
+    def inference_args(self) -> Mapping[str, Any] | None:
+        return self.parts[0].request.inference_args
+
+    @property
+    def isolate(self) -> bool:
+        return self.parts[0].request.isolate
+
+    def payload(self) -> Any:
+        """The examples, as a list or Rows."""
+        if len(self.parts) == 1:
+            part = self.parts[0]
+            return _as_list(pick(part.request.examples, part.indices))
+        examples: list[Any] = []
+        for part in self.parts:
+            examples += pick(part.request.examples, part.indices)
+        return examples
+
+    def split(self) -> list[Chunk]:
+        """One chunk for each part, not to be merged again."""
+        return [Chunk([part], deaths=self.deaths, attempts=self.attempts, alone=True) for part in self.parts]
+
+
+def _as_list(examples: Any) -> Any:
+    return examples if type(examples) in (list, Rows) else list(examples)

@@ -1,0 +1,325 @@
+"""Running examples through a handler: pre-processing, batches, inference, post-processing.
+
+    examples -> pre-process -> plan batches -> compute -> post-process -> Outcome
+
+The same code serves the calling process (RunInference without a deployment), worker processes and
+quarantine; what differs is `compute`, which calls the model here or asks a model host.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kit import batching, errors
+from kit.engine.codec import Rows
+
+
+class Computed(NamedTuple):
+    """What a model made of a batch: bare inferences in order, by which model, in how many seconds."""
+
+    values: Any  # list or Rows
+    model_id: str | None
+    raw: bool  # True when run_inference returned bare values, not PredictionResults
+    seconds: float = 0.0
+
+
+class Trouble(NamedTuple):
+    """An error as it travels: class name of ours, message, traceback text."""
+
+    kind: str
+    message: str
+    trace: str
+
+    def error(self) -> errors.KitError:
+        """The error to raise."""
+        cls = getattr(errors, self.kind, errors.InferenceFailed)
+        error: errors.KitError = cls(self.message, self.trace)
+        return error
+
+
+class Outcome(NamedTuple):
+    """Results of some examples, in their order.
+
+    Attributes:
+        values: inferences (list or Rows), or finished results when `plain`.
+        model_ids: one id for all values, or a list with one each.
+        plain: True when the values are to be handed out as they are (post-processed).
+        troubles: index -> what went wrong with that example; its value is None.
+        batches: (examples, seconds) of each batch that was computed.
+    """
+
+    values: Any
+    model_ids: Any
+    plain: bool
+    troubles: dict[int, Trouble]
+    batches: list[tuple[int, float]]
+
+
+Compute = Callable[[Any, Mapping[str, Any] | None], Computed]
+
+
+class LocalModel:
+    """Computes on a model in this process."""
+
+    def __init__(self, handler: Any, model: Any) -> None:
+        self.handler = handler
+        self.model = model
+        self._stacked = handler.infer_stacked if getattr(handler, "can_infer_stacked", False) else None
+        self._batch = getattr(handler, "infer_batch", None)
+
+    def __call__(self, batch: Any, inference_args: Mapping[str, Any] | None) -> Computed:
+        """Run inference on a list or Rows.
+
+        Raises:
+            WrongPredictionCount: not one prediction for each example.
+            Exception: whatever the handler raises.
+        """
+        start = time.perf_counter()
+        handler = self.handler
+        if type(batch) is Rows:
+            if self._stacked is not None:
+                out = self._stacked(batch.stacked, self.model, inference_args)
+                if out is not None:
+                    return self._checked(Rows(out), len(batch), handler.model_id, False, start)
+            batch = batch.tolist()
+        if self._batch is not None:
+            out = self._batch(batch, self.model, inference_args)
+            if not isinstance(out, list):
+                out = Rows(out)
+            return self._checked(out, len(batch), handler.model_id, False, start)
+        values = list(handler.run_inference(batch, self.model, inference_args))
+        # Beam's PredictionResult is another class with the same fields.
+        raw = not (values and hasattr(values[0], "inference") and hasattr(values[0], "example"))
+        model_id = getattr(handler, "model_id", None)
+        if not raw:
+            model_id = getattr(values[0], "model_id", None) or model_id
+            values = [value.inference for value in values]
+        return self._checked(values, len(batch), model_id, raw, start)
+
+    def _checked(self, values: Any, count: int, model_id: Any, raw: bool, start: float) -> Computed:
+        if len(values) != count:
+            raise errors.WrongPredictionCount(
+                f"{type(self.handler).__name__}.run_inference returned {len(values)} predictions for a batch of "
+                f"{count} examples: return exactly one for each example, in their order."
+            )
+        return Computed(values, model_id, raw, time.perf_counter() - start)
+
+
+class Runner:
+    """Runs chunks of examples for one thread."""
+
+    def __init__(self, handler: Any, compute: Compute) -> None:
+        self.compute = compute
+        self._name = type(handler).__name__
+        self._options = batching.options_of(handler)
+        self._pre = list(handler.get_preprocess_fns())
+        self._post = list(handler.get_postprocess_fns())
+        self._skip_batching = bool(handler.should_skip_batching())
+        self.batch_size: int | None = self._options.get("max_batch_size")
+        smallest = self._options.get("min_batch_size") or 4
+        self.sizer = batching.BatchSizer(smallest, max(smallest, batching.MAX_BATCH_SIZE))
+
+    def run(self, examples: Any, inference_args: Mapping[str, Any] | None = None, *, isolate: bool = False) -> Outcome:
+        """Run a list or Rows of examples.
+
+        With `isolate`, an example that fails is reported in ``troubles`` and the others go on.
+
+        Raises:
+            InferenceFailed: without `isolate`, on the first failure, with the traceback.
+        """
+        troubles: dict[int, Trouble] = {}
+        if self._pre:
+            examples = self._map(self._pre, list(examples), troubles, "pre-processing", isolate)
+        alive: Any = examples
+        kept: list[int] | None = None
+        if troubles:
+            kept = [index for index in range(len(examples)) if index not in troubles]
+            alive = [examples[index] for index in kept]
+        values, model_ids, raw, batches = self._compute_all(alive, inference_args, troubles, kept, isolate)
+        if self._post:
+            values = self._finish(examples, values, model_ids, raw, troubles, isolate)
+        return Outcome(values, model_ids, bool(self._post), troubles, batches)
+
+    def _compute_all(
+        self,
+        examples: Any,
+        args: Mapping[str, Any] | None,
+        troubles: dict[int, Trouble],
+        kept: list[int] | None,
+        isolate: bool,
+    ) -> tuple[Any, Any, bool, list[tuple[int, float]]]:
+        count = len(examples)
+        if self._skip_batching:
+            plan: list[Sequence[int]] = [range(index, index + 1) for index in range(count)]
+        else:
+            plan = batching.plan(examples, self._options, self.sizer.size)
+        done: list[tuple[Sequence[int], Computed]] = []
+        batches = []
+        growing = not (self.sizer.settled or self._options.get("max_batch_size") or len(plan) < 2)
+        position = 0
+        while position < len(plan):
+            indices = plan[position]
+            position += 1
+            batch = pick(examples, indices)
+            for part, computed in self._compute(batch, indices, args, troubles, kept, isolate):
+                done.append((part, computed))
+                batches.append((len(part), computed.seconds))
+                self.sizer.record(len(part), computed.seconds)
+            if growing and type(indices) is range and indices.stop < count and self.sizer.size > len(indices):
+                start, size = indices.stop, self.sizer.size
+                plan = [range(at, min(at + size, count)) for at in range(start, count, size)]
+                position = 0
+        total = count if kept is None else count + len(troubles)
+        values, model_ids, raw = _gather(done, total, kept)
+        return values, model_ids, raw, batches
+
+    def _compute(
+        self,
+        batch: Any,
+        indices: Sequence[int],
+        args: Mapping[str, Any] | None,
+        troubles: dict[int, Trouble],
+        kept: list[int] | None,
+        isolate: bool,
+    ) -> list[tuple[Sequence[int], Computed]]:
+        if self._skip_batching:
+            # The example is the batch; its predictions are one result.
+            return [(indices, self._guard(batch[0], indices, args, troubles, kept, isolate, whole=True))]
+        try:
+            return [(indices, self.compute(batch, args))]
+        except errors.WrongPredictionCount:
+            raise
+        except Exception as error:
+            if not isolate:
+                raise self._failed(error, f"a batch of {len(batch)} examples") from error
+            if len(batch) == 1:
+                troubles[indices[0] if kept is None else kept[indices[0]]] = self._trouble(error, "the example")
+                return []
+        found = []
+        for index, example in zip(indices, batch, strict=True):
+            found += self._compute([example], [index], args, troubles, kept, isolate)
+        return found
+
+    def _guard(
+        self,
+        batch: Any,
+        indices: Sequence[int],
+        args: Mapping[str, Any] | None,
+        troubles: dict[int, Trouble],
+        kept: list[int] | None,
+        isolate: bool,
+        whole: bool,
+    ) -> Computed:
+        try:
+            computed = self.compute(batch, args)
+            return computed._replace(values=[list(computed.values)])
+        except Exception as error:
+            if not isolate:
+                raise self._failed(error, "a batch given as one example") from error
+            troubles[indices[0] if kept is None else kept[indices[0]]] = self._trouble(error, "the example")
+            return Computed([None], None, True)
+
+    def _map(
+        self, functions: list[Any], items: list[Any], troubles: dict[int, Trouble], what: str, isolate: bool
+    ) -> list[Any]:
+        results = []
+        for index, item in enumerate(items):
+            if index in troubles:
+                results.append(None)
+                continue
+            try:
+                for function in functions:
+                    item = function(item)
+            except Exception as error:
+                if not isolate:
+                    raise self._failed(error, f"{what} of an example") from error
+                troubles[index] = self._trouble(error, f"{what} of the example")
+                item = None
+            results.append(item)
+        return results
+
+    def _finish(
+        self, examples: Any, values: Any, model_ids: Any, raw: bool, troubles: dict[int, Trouble], isolate: bool
+    ) -> list[Any]:
+        from kit.handler import PredictionResult
+
+        items = list(values)
+        if not raw:
+            ids = model_ids if isinstance(model_ids, list) else [model_ids] * len(items)
+            items = list(map(PredictionResult, examples, items, ids))
+        return self._map(self._post, items, troubles, "post-processing", isolate)
+
+    def _failed(self, error: Exception, what: str) -> errors.KitError:
+        if isinstance(error, errors.KitError):
+            return error
+        return self._trouble(error, what).error()
+
+    def _trouble(self, error: Exception, what: str) -> Trouble:
+        if isinstance(error, errors.KitError):
+            return Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback)
+        message = f"{self._name} failed on {what}: {type(error).__name__}: {error}"
+        return Trouble("InferenceFailed", message, "".join(traceback.format_exception(error)))
+
+
+def pick(examples: Any, indices: Sequence[int]) -> Any:
+    """The examples at `indices`, as a list or Rows."""
+    if type(examples) is Rows:
+        return examples.take(indices)
+    if type(indices) is range:
+        if len(indices) == len(examples):
+            return examples
+        return examples[indices.start : indices.stop]
+    return [examples[index] for index in indices]
+
+
+def _gather(done: list[tuple[Sequence[int], Computed]], count: int, kept: list[int] | None) -> tuple[Any, Any, bool]:
+    """Bring the computed batches into the order of the examples."""
+    if not done:
+        return [None] * count, None, True
+    raw = done[0][1].raw
+    ids = {computed.model_id for _, computed in done}
+    in_order = kept is None and sum(len(part) for part, _ in done) == count and _ascending(done)
+    if in_order and len(ids) == 1:
+        model_id = ids.pop()
+        if len(done) == 1:
+            return done[0][1].values, model_id, raw
+        joined = _concatenate([computed.values for _, computed in done])
+        return joined, model_id, raw
+    values: list[Any] = [None] * count
+    model_ids: list[Any] = [None] * count
+    for part, computed in done:
+        for index, value in zip(part, computed.values, strict=True):
+            at = index if kept is None else kept[index]
+            values[at] = value
+            model_ids[at] = computed.model_id
+    return values, (model_ids if len(ids) > 1 else ids.pop()), raw
+
+
+def _ascending(done: list[tuple[Sequence[int], Computed]]) -> bool:
+    at = 0
+    for part, _ in done:
+        if type(part) is not range or part.start != at:
+            return False
+        at = part.stop
+    return True
+
+
+def _concatenate(parts: list[Any]) -> Any:
+    if all(type(part) is Rows for part in parts):
+        blocks = [part.stacked for part in parts]
+        first = blocks[0]
+        if all(b.dtype == first.dtype and b.shape[1:] == first.shape[1:] for b in blocks):
+            if hasattr(first, "unbind"):
+                import torch
+
+                return Rows(torch.cat(blocks))
+            import numpy as np
+
+            return Rows(np.concatenate(blocks))
+    values: list[Any] = []
+    for part in parts:
+        values += part
+    return values

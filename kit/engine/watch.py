@@ -1,0 +1,189 @@
+"""Measurements of a running deployment: a thread that looks once a second, and the tables made of it.
+
+PSS is dear to read (the kernel walks the page tables), so it is read seldom, by a sampler that keeps
+within 1 % of a core, and each figure comes with its age.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from kit.engine import board as fields
+from kit.memory import MemorySampler, Sample
+
+if TYPE_CHECKING:
+    from kit.engine.core import Engine
+    from kit.engine.processes import Process
+
+INTERVAL_S = 1.0
+#: Busy shares and rates are over this time, seconds.
+RATE_WINDOW_S = 2.0
+
+
+class Watch:
+    """Looks at an engine once a second and writes its history."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sampler = MemorySampler(self._watched)
+        self._stop = threading.Event()
+        self._before = engine.dispatcher.counters.as_dict()
+        self._latency = engine.dispatcher.latency.snapshot()
+        self._at = time.monotonic()
+        self._busy: dict[int, tuple[float, int, float]] = {}
+        self._thread = threading.Thread(target=self._run, name="kit-watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; idempotent."""
+        self._stop.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(5)
+
+    def _watched(self) -> list[tuple[int, str]]:
+        topology = self._engine.topology
+        found = [(process.pid, process.role) for process in list(topology.processes) if process.alive]
+        pid = self._engine.forkserver.pid
+        return [*found, (pid, "forkserver")] if pid else found
+
+    def _run(self) -> None:
+        while not self._stop.wait(INTERVAL_S):
+            if not self._engine.alive:
+                return
+            self._sampler.tick()
+            self._add_row()
+
+    def _add_row(self) -> None:
+        engine = self._engine
+        counters, latency = engine.dispatcher.counters, engine.dispatcher.latency
+        now = time.monotonic()
+        elapsed = now - self._at
+        rates = counters.rates_since(self._before, elapsed)
+        # Snapshots first: what is recorded in between then counts in the next second.
+        before, snapshot = self._latency, latency.snapshot()
+        summary = latency.summary(before)
+        self._before, self._latency, self._at = counters.as_dict(), snapshot, now
+        memory = self.memory()
+        engine.history.add(
+            {
+                "mode": engine.settings.mode,
+                "elements_per_s": rates["answered_per_s"],
+                "failed_per_s": rates["failed_per_s"],
+                **summary,
+                "queued": engine.dispatcher.queued,
+                "in_flight": counters.in_flight,
+                "processes": len(engine.topology.processes),
+                **memory,
+            }
+        )
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of all processes by what they hold; PSS, so that shared pages count once."""
+        samples = {sample.pid: sample for sample in self._sampler.latest()}
+        pss = private = shared = libraries = 0
+        for process in list(self._engine.topology.processes):
+            sample = samples.get(process.pid)
+            if sample is None:
+                continue
+            own, mapped = weights_of(process)
+            pss += _pss(sample)
+            private += own
+            shared = max(shared, mapped)
+            libraries += max(0, _pss(sample) - sample.memory.uss_bytes)
+        forkserver = samples.get(self._engine.forkserver.pid)
+        if forkserver is not None:
+            pss += _pss(forkserver)
+            libraries += _pss(forkserver)
+        libraries = max(0, libraries - shared)
+        return {
+            "pss_bytes": pss,
+            "libraries_bytes": libraries,
+            "weights_private_bytes": private,
+            "weights_shared_bytes": shared,
+            "working_bytes": max(0, pss - libraries - private - shared),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a process, for `stats`."""
+        samples = {sample.pid: sample for sample in self._sampler.latest()}
+        engine = self._engine
+        rows = []
+        for process in list(engine.topology.processes):
+            rows.append({**self._identity(process), **_memory_columns(samples.get(process.pid), process)})
+            rows[-1].update(self._work(process))
+        pid = engine.forkserver.pid
+        rows.append(
+            {
+                "role": "forkserver",
+                "index": 0,
+                "pid": pid,
+                "mode": engine.settings.mode,
+                **_memory_columns(samples.get(pid), None),
+            }
+        )
+        return rows
+
+    def _identity(self, process: Process) -> dict[str, Any]:
+        return {
+            "role": process.role,
+            "index": process.index,
+            "pid": process.pid,
+            "mode": self._engine.settings.mode,
+            "uptime_s": time.monotonic() - process.started_at,
+            "load_s": process.report.get("load_s", float("nan")),
+        }
+
+    def _work(self, process: Process) -> dict[str, Any]:
+        board = self._engine.board
+        slots = process.lane_slots or [process.slot]
+        now_ns = time.monotonic_ns()
+        examples = sum(board.get(slot, fields.EXAMPLES) for slot in slots)
+        batches = sum(board.get(slot, fields.BATCHES) for slot in slots)
+        busy_ns = sum(board.busy_ns(slot, now_ns) for slot in slots)
+        before = self._busy.get(process.pid)
+        share = rate = float("nan")
+        if before is not None and now_ns * 1e-9 - before[0] > 0:
+            seconds = now_ns * 1e-9 - before[0]
+            share = min(1.0, (busy_ns - before[1]) / 1e9 / seconds / len(slots))
+            rate = (examples - before[2]) / seconds
+        if before is None or now_ns * 1e-9 - before[0] > RATE_WINDOW_S:
+            self._busy[process.pid] = (now_ns * 1e-9, busy_ns, examples)
+        return {
+            "examples": examples,
+            "batches": batches,
+            "batch_size": examples / batches if batches else float("nan"),
+            "coalesced": board.get(process.slot, fields.COALESCED),
+            "elements_per_s": rate,
+            "busy_share": share,
+            "heartbeat_age_s": (now_ns - board.get(process.slot, fields.HEARTBEAT_NS)) / 1e9,
+        }
+
+    def read_memory_now(self) -> None:
+        """Read what is due now, without waiting for the next look."""
+        self._sampler.tick()
+
+
+def weights_of(process: Process) -> tuple[int, int]:
+    """Bytes of weights that a process holds alone, and that it maps from the shared segment."""
+    weights = int(process.report.get("weights_bytes", 0))
+    if "private_bytes" in process.report:
+        return int(process.report["private_bytes"]), weights
+    return weights, 0
+
+
+def _pss(sample: Sample) -> int:
+    memory = sample.memory
+    return int(memory.uss_bytes if memory.pss_bytes is None else memory.pss_bytes)
+
+
+def _memory_columns(sample: Sample | None, process: Process | None) -> dict[str, Any]:
+    own, shared = weights_of(process) if process is not None else (0, 0)
+    columns: dict[str, Any] = {"weights_private_bytes": own, "weights_shared_bytes": shared}
+    if sample is None:
+        return {"pss_bytes": None, "uss_bytes": None, "pss_age_s": None, **columns}
+    columns = {"pss_bytes": _pss(sample), "uss_bytes": sample.memory.uss_bytes, "pss_age_s": sample.age_s, **columns}
+    if sample.gpu_bytes is not None:
+        columns["gpu_bytes"] = sample.gpu_bytes
+    return columns

@@ -1,0 +1,260 @@
+"""Weights of a model in one sealed segment that all workers map (mode `shared`).
+
+    load_model() -> pickle: small head + torch storages and numpy buffers out of band
+                 -> memfd, each buffer once, 64-byte aligned, sealed
+    worker       -> map it privately, unpickle the head: tensors are views of the segment
+
+A worker maps the segment MAP_PRIVATE with write access, so that a stray write (BatchNorm in train
+mode) makes a private page and not a crash. This is pickle inside our own process tree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import mmap
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cloudpickle
+import numpy as np
+
+from kit.engine.arena import anonymous_file
+
+SEGMENT_NAME = "kit-weights"
+ALIGN = 64
+#: Smaller numpy buffers stay in the pickle: a mapping entry would cost more than it saves.
+SMALL_BYTES = 1024
+_MADV_POPULATE_READ = 22
+
+
+class Block(NamedTuple):
+    """Bytes in the segment, and the torch storage or numpy buffer that they came from."""
+
+    offset: int
+    size: int
+
+
+class Segment(NamedTuple):
+    """How to rebuild a model from a segment: the pickle's head and where each buffer lies."""
+
+    head: bytes
+    storages: list[Block]
+    buffers: list[Block]
+    size: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of storages and buffers, each once."""
+        return sum({block.offset: block.size for block in (*self.storages, *self.buffers)}.values())
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Collects torch storages and numpy buffers in place of pickling them."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5, buffer_callback=self._take_buffer)
+        self.storages: list[Any] = []
+        self.buffers: list[memoryview] = []
+        #: order in which storages were met, as indices: equal for equal structures and ties
+        self.trail: list[int] = []
+        self._known: dict[tuple[int, int], int] = {}
+        self._torch = sys.modules.get("torch")
+
+    def persistent_id(self, obj: Any) -> Any:
+        torch = self._torch
+        if torch is None or not isinstance(obj, (torch.storage.TypedStorage, torch.UntypedStorage)):
+            return None
+        typed = isinstance(obj, torch.storage.TypedStorage)
+        storage = obj._untyped_storage if typed else obj
+        if storage.device.type != "cpu":
+            raise pickle.PicklingError(f"a tensor lies on {storage.device}, and only CPU memory can be mapped")
+        key = (storage.data_ptr(), storage.nbytes())
+        # Empty storages have no address of their own.
+        index = self._known.get(key) if key[1] else None
+        if index is None:
+            index = len(self.storages)
+            self.storages.append(storage)
+            self._known[key] = index
+        self.trail.append(index)
+        return (index, str(obj.dtype).removeprefix("torch.") if typed else None)
+
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < SMALL_BYTES:
+            return True
+        self.buffers.append(raw)
+        return False
+
+
+def _pickled(model: Any) -> tuple[bytes, _Pickler]:
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    pickler.dump(model)
+    return file.getvalue(), pickler
+
+
+def measure(model: Any) -> int | None:
+    """Bytes of a loaded model: storages and buffers, each once, and its pickled rest; None if it can't be pickled."""
+    try:
+        head, pickler = _pickled_any_device(model)
+    except Exception:
+        return None
+    buffers = {(_address(raw), raw.nbytes) for raw in pickler.buffers}
+    return len(head) + sum(s.nbytes() for s in pickler.storages) + sum(size for _, size in buffers)
+
+
+class _AnyDevice(_Pickler):
+    def persistent_id(self, obj: Any) -> Any:
+        try:
+            return super().persistent_id(obj)
+        except pickle.PicklingError:
+            storage = getattr(obj, "_untyped_storage", obj)
+            self.storages.append(storage)
+            return (len(self.storages) - 1, None)
+
+
+def _pickled_any_device(model: Any) -> tuple[bytes, _Pickler]:
+    file = io.BytesIO()
+    pickler = _AnyDevice(file)
+    pickler.dump(model)
+    return file.getvalue(), pickler
+
+
+def publish(model: Any) -> tuple[int, Segment, list[int]]:
+    """Write a model into a new sealed segment; returns its descriptor, the recipe, and the trail of storages.
+
+    Raises:
+        Exception: whatever pickling the model raises.
+    """
+    head, pickler = _pickled(model)
+    sources = [(_bytes_of(storage), "storage") for storage in pickler.storages]
+    sources += [(raw, "buffer") for raw in pickler.buffers]
+    placed: dict[tuple[int, int], Block] = {}
+    blocks: dict[str, list[Block]] = {"storage": [], "buffer": []}
+    size = 0
+    for raw, kind in sources:
+        key = (_address(raw), raw.nbytes)
+        block = placed.get(key) if raw.nbytes else None
+        if block is None:
+            block = placed[key] = Block(size, raw.nbytes)
+            size += (raw.nbytes + ALIGN - 1) & -ALIGN
+        blocks[kind].append(block)
+    fd = anonymous_file(SEGMENT_NAME, max(size, 1))
+    for (raw, kind), block in zip(sources, [*blocks["storage"], *blocks["buffer"]], strict=True):
+        _write(fd, raw, block.offset)
+    _seal(fd)
+    return fd, Segment(head, blocks["storage"], blocks["buffer"], max(size, 1)), pickler.trail
+
+
+def attach(fd: int, segment: Segment) -> Any:
+    """Rebuild the model over a private mapping of the segment; the descriptor may be closed afterwards."""
+    mapped = mmap.mmap(fd, segment.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    with contextlib.suppress(OSError, ValueError):
+        # Reading ahead; MAP_POPULATE would make a private copy of every page.
+        mapped.madvise(_MADV_POPULATE_READ)
+    whole = memoryview(mapped)
+    unpickler = pickle.Unpickler(
+        io.BytesIO(segment.head), buffers=[whole[b.offset : b.offset + b.size] for b in segment.buffers]
+    )
+    storages: dict[int, Any] = {}
+
+    def persistent_load(reference: tuple[int, str | None]) -> Any:
+        import torch
+
+        index, dtype = reference
+        if index not in storages:
+            block = segment.storages[index]
+            if block.size:
+                view = torch.frombuffer(mapped, dtype=torch.uint8, count=block.size, offset=block.offset)
+                storages[index] = view.untyped_storage()
+            else:
+                storages[index] = torch.UntypedStorage(0)
+        if dtype is None:
+            return storages[index]
+        return torch.storage.TypedStorage(wrap_storage=storages[index], dtype=getattr(torch, dtype), _internal=True)
+
+    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
+    return unpickler.load()
+
+
+def attach_segment(fd: int, segment: Segment) -> tuple[Any, dict[str, Any]]:
+    """`attach` for a worker: closes the descriptor and reports load_s, weights_bytes and private growth."""
+    from kit.memory import process_memory
+
+    before = process_memory(os.getpid())
+    start = time.monotonic()
+    model = attach(fd, segment)
+    os.close(fd)
+    load_s = time.monotonic() - start
+    after = process_memory(os.getpid())
+    private = max(0, after.uss_bytes - before.uss_bytes) if before and after else 0
+    return model, {"load_s": load_s, "weights_bytes": segment.weights_bytes, "private_bytes": private}
+
+
+def check(model: Any, rebuilt: Any, trail: list[int]) -> str | None:
+    """Compare a model with its rebuilt twin byte for byte; returns what differs, or None.
+
+    Storages must be equal, met in the same order (so ties and views are kept), and lie elsewhere.
+    """
+    _, ours = _pickled(model)
+    _, theirs = _pickled(rebuilt)
+    if theirs.trail != trail:
+        return "tied or shared tensors come back in another arrangement"
+    for number, (one, other) in enumerate(zip(ours.storages, theirs.storages, strict=True)):
+        if not _equal_bytes(_bytes_of(one), _bytes_of(other)):
+            return f"the bytes of tensor storage {number} differ"
+    if len(ours.buffers) != len(theirs.buffers):
+        return "numpy arrays come back in another arrangement"
+    for number, (first, second) in enumerate(zip(ours.buffers, theirs.buffers, strict=True)):
+        if not _equal_bytes(first, second):
+            return f"the bytes of numpy array {number} differ"
+    return None
+
+
+def equal_outputs(one: Any, other: Any) -> bool:
+    """True when two results of inference are equal bit for bit (NaN equals NaN)."""
+    if type(one) is not type(other):
+        return False
+    if hasattr(one, "unbind") or isinstance(one, (np.ndarray, np.generic)):
+        first, second = (np.asarray(x.detach().cpu() if hasattr(x, "detach") else x) for x in (one, other))
+        return bool(first.shape == second.shape and first.dtype == second.dtype and first.tobytes() == second.tobytes())
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal_outputs(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(equal_outputs, one, other))
+    return bool(one == other or one != one and other != other)
+
+
+def _bytes_of(storage: Any) -> memoryview:
+    torch = sys.modules["torch"]
+    if not storage.nbytes():
+        return memoryview(b"")
+    tensor = torch.empty(0, dtype=torch.uint8).set_(storage)
+    return memoryview(tensor.numpy())
+
+
+def _address(raw: memoryview) -> int:
+    return int(np.frombuffer(raw, dtype=np.uint8).__array_interface__["data"][0]) if raw.nbytes else 0
+
+
+def _equal_bytes(one: memoryview, other: memoryview) -> bool:
+    return bool(np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8)))
+
+
+def _write(fd: int, raw: memoryview, offset: int) -> None:
+    raw = raw.cast("B") if raw.nbytes else raw
+    done = 0
+    while done < raw.nbytes:
+        done += os.pwrite(fd, raw[done : done + (1 << 30)], offset + done)
+
+
+def _seal(fd: int) -> None:
+    seal: Callable[..., Any] = fcntl.fcntl
+    if hasattr(fcntl, "F_ADD_SEALS"):
+        seal(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)

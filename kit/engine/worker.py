@@ -1,0 +1,220 @@
+"""A worker process: threads that take chunks of examples from the owner and answer them.
+
+    main thread      loads the model (modes default, shared), then waits for word from the owner
+    worker thread    lane: RUN -> pre-process, compute here or in a model host, post-process -> RESULT
+
+Each thread has a lane of its own to the owner and, in modes large and medium, one to each host, so
+threads share nothing but the model.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from kit import errors
+from kit.engine import board as fields
+from kit.engine import weights
+from kit.engine.child import Context
+from kit.engine.loading import load
+from kit.engine.protocol import (
+    ADD_HOST,
+    ARGS,
+    FAILED,
+    FULL_RESULT,
+    ISOLATE,
+    LOADED,
+    LOST,
+    META,
+    RESULT,
+    RUN,
+    STOP,
+)
+from kit.engine.runner import Computed, LocalModel, Outcome, Runner, Trouble
+from kit.engine.transport import Channel, ChannelClosed, Ends
+
+
+class HostLost(BaseException):
+    """The model host that was asked is gone; not an error of the example."""
+
+
+def main(context: Context) -> int:
+    """Serve until told to stop; returns the exit code."""
+    lanes = [context.take_channel() for _ in context.config["lane_slots"]]
+    remote = context.config["remote"]
+    report: dict[str, Any] = {}
+    model = None
+    if not remote:
+        try:
+            if "segment" in context.config:
+                model, report = weights.attach_segment(context.fds.pop(0), context.config["segment"])
+            else:
+                model, report = load(context.handler)
+        except BaseException as error:
+            context.fail("ModelLoadFailed", f"load_model of {type(context.handler).__name__} failed", error)
+            return 1
+    pools = []
+    for lane, slot in zip(lanes, context.config["lane_slots"], strict=True):
+        pool = HostPool(context.board, slot) if remote else None
+        pools.append(pool)
+        compute = pool if pool is not None else LocalModel(context.handler, model)
+        thread = LaneThread(context, lane, slot, compute)
+        threading.Thread(target=thread.run, name=f"kit-lane-{slot}", daemon=True).start()
+    context.control.send(LOADED, report)
+    while True:
+        try:
+            message = context.control.recv()
+        except ChannelClosed:
+            return 0
+        assert message is not None
+        if message.kind == STOP:
+            return 0
+        if message.kind == ADD_HOST:
+            index, fds = message.value, message.fds
+            for position, pool in enumerate(pools):
+                assert pool is not None
+                pool.add(index, Ends(*fds[2 * position : 2 * position + 2]).open(first=True))
+            context.control.send(ADD_HOST, request=message.request)
+
+
+class HostPool:
+    """Computes batches on model hosts, the one with the fewest threads waiting first."""
+
+    def __init__(self, board: fields.Board, slot: int) -> None:
+        self.board = board
+        self.slot = slot
+        self.hosts: dict[int, _HostLane] = {}
+
+    def add(self, index: int, channel: Channel) -> None:
+        """Use one more host; called from the main thread."""
+        self.hosts = {**self.hosts, index: _HostLane(channel)}
+
+    def __call__(self, batch: Any, inference_args: Mapping[str, Any] | None) -> Computed:
+        """Compute a batch on a host.
+
+        Raises:
+            HostLost: the host went away, or there is none.
+        """
+        if not self.hosts:
+            raise HostLost
+        index = self._least_loaded()
+        self.board.put(self.slot, fields.TARGET, index + 1)
+        try:
+            return self.hosts[index].compute(batch, inference_args)
+        except ChannelClosed as error:
+            self.hosts = {number: lane for number, lane in self.hosts.items() if number != index}
+            raise HostLost from error
+        finally:
+            self.board.put(self.slot, fields.TARGET, 0)
+
+    def _least_loaded(self) -> int:
+        if len(self.hosts) == 1:
+            return next(iter(self.hosts))
+        waiting = dict.fromkeys(self.hosts, 0)
+        for slot in range(1, self.board.used):
+            target = self.board.get(slot, fields.TARGET) - 1
+            if target in waiting:
+                waiting[target] += 1
+        # Threads that find all hosts alike start at different ones.
+        order = sorted(waiting)
+        turn = self.slot % len(order)
+        order = order[turn:] + order[:turn]
+        return min(order, key=waiting.__getitem__)
+
+
+class _HostLane:
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.args: Mapping[str, Any] | None = None
+        self.model_id: str | None = None
+        self.raw = False
+
+    def compute(self, batch: Any, inference_args: Mapping[str, Any] | None) -> Computed:
+        channel = self.channel
+        if inference_args != self.args:
+            channel.send(ARGS, inference_args)
+            self.args = inference_args
+        channel.send(RUN, batch)
+        while True:
+            message = channel.recv()
+            assert message is not None
+            if message.kind == RESULT:
+                return Computed(message.value, self.model_id, self.raw, message.spent)
+            if message.kind == META:
+                self.model_id, self.raw = message.value
+            else:
+                raise message.value.error()
+
+
+class LaneThread:
+    """One worker thread."""
+
+    def __init__(self, context: Context, lane: Channel, slot: int, compute: Any) -> None:
+        self.board = context.board
+        self.lane = lane
+        self.slot = slot
+        self.runner = Runner(context.handler, compute)
+        self.args: Mapping[str, Any] | None = None
+        self.model_ids: Any = None
+
+    def run(self) -> None:
+        """Answer chunks until the owner closes the lane."""
+        try:
+            while True:
+                message = self.lane.recv()
+                assert message is not None
+                if message.kind == RUN:
+                    self._answer(message)
+                elif message.kind == ARGS:
+                    self.args = message.value
+                del message
+        except ChannelClosed:
+            return
+        except BaseException:
+            # A thread that ended silently would leave its chunks unanswered for ever.
+            traceback.print_exc()
+            os._exit(70)
+
+    def _answer(self, message: Any) -> None:
+        started = time.monotonic()
+        began = self.board.begin(self.slot)
+        count = batches = 0
+        try:
+            outcome = self.runner.run(message.value, self.args, isolate=bool(message.flags & ISOLATE))
+        except HostLost:
+            self.lane.send(LOST, request=message.request, stamp=started)
+        except errors.KitError as error:
+            trouble = Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback)
+            self.lane.send(FAILED, trouble, request=message.request, stamp=started)
+        except Exception as error:
+            trouble = Trouble("InferenceFailed", f"{type(error).__name__}: {error}", traceback.format_exc())
+            self.lane.send(FAILED, trouble, request=message.request, stamp=started)
+        else:
+            count, batches = len(outcome.values), len(outcome.batches)
+            self._send(outcome, message.request, started)
+        self.board.end(self.slot, began, count, batches)
+
+    def _send(self, outcome: Outcome, request: int, started: float) -> None:
+        spent = sum(seconds for _, seconds in outcome.batches)
+        about = {"request": request, "stamp": started, "spent": spent, "attempt": min(len(outcome.batches), 0xFFFF)}
+        try:
+            if outcome.plain or outcome.troubles or isinstance(outcome.model_ids, list):
+                value = (list(outcome.values), outcome.model_ids, outcome.plain, outcome.troubles)
+                self.lane.send(FULL_RESULT, value, **about)  # type: ignore[arg-type]
+                return
+            if outcome.model_ids != self.model_ids:
+                self.lane.send(META, outcome.model_ids)
+                self.model_ids = outcome.model_ids
+            self.lane.send(RESULT, outcome.values, **about)  # type: ignore[arg-type]
+        except ChannelClosed:
+            raise
+        except Exception as error:
+            message = (
+                f"the predictions can't be sent back: {type(error).__name__}: {error}. Return numbers, text, "
+                "arrays or other picklable objects from run_inference or a post-processing function."
+            )
+            self.lane.send(FAILED, Trouble("InferenceFailed", message, traceback.format_exc()), request=request)

@@ -1,0 +1,311 @@
+"""Model handlers: how a model is loaded and run, with Apache Beam's method names.
+
+A handler needs two methods, ``load_model()`` and ``run_inference(batch, model, inference_args)``;
+everything else has a default that works without calling ``super().__init__``. Handlers written
+for Apache Beam's RunInference have the same methods, so they are served as they are; nothing here
+imports Beam or torch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kit.errors import InvalidSetting
+
+Function = Callable[[Any], Any]
+
+
+class PredictionResult(NamedTuple):
+    """One prediction.
+
+    Attributes:
+        example: the input, exactly as the caller gave it.
+        inference: what the model made of it.
+        model_id: path or name of the model version that computed it, None if it has none.
+    """
+
+    example: Any
+    inference: Any
+    model_id: str | None = None
+
+
+class ModelHandler:
+    """How to load a model and run it on a batch of examples.
+
+    All options are keywords and optional:
+        min_batch_size, max_batch_size: examples a batch; None lets the kit find the size at which
+            more examples no longer lower the time per example (at most 1024).
+        max_batch_duration_secs: longest that an example waits for its batch to fill, seconds.
+        max_batch_weight, element_size_fn: largest sum of ``element_size_fn(example)`` a batch.
+        max_batch_tokens: largest padded size of a batch, (examples) x (longest length), with
+            lengths from ``batch_length_fn``.
+        batch_length_fn: length of an example; examples are sorted by it within a window before
+            they are batched, so that a batch has like lengths.
+        batch_bucket_boundaries: ascending lengths; only examples of one bucket share a batch.
+        large_model: serve one copy for all processes (mode ``large``).
+        model_copies: serve that many copies in model hosts (mode ``medium`` when above 1).
+        env_vars: environment variables set in the serving process before ``load_model``.
+
+    Raises:
+        InvalidSetting: sizes or boundaries that can't work.
+    """
+
+    #: False when one model object mustn't be called by two threads at once; it then gets one thread.
+    thread_safe = True
+    #: Modules that the fork server imports before it forks workers, so that they start at once.
+    preload: Sequence[str] = ()
+
+    _options: Mapping[str, Any] = {}
+    _env_vars: Mapping[str, str] = {}
+    _large_model = False
+    _model_copies: int | None = None
+    _preprocess_fns: tuple[Function, ...] = ()
+    _postprocess_fns: tuple[Function, ...] = ()
+    _skip_batching = False
+    _origin: ModelHandler | None = None
+
+    def __init__(
+        self,
+        *,
+        min_batch_size: int | None = None,
+        max_batch_size: int | None = None,
+        max_batch_duration_secs: float | None = None,
+        max_batch_weight: float | None = None,
+        max_batch_tokens: int | None = None,
+        element_size_fn: Callable[[Any], float] | None = None,
+        batch_length_fn: Callable[[Any], float] | None = None,
+        batch_bucket_boundaries: Sequence[float] | None = None,
+        large_model: bool = False,
+        model_copies: int | None = None,
+        env_vars: Mapping[str, str] | None = None,
+    ) -> None:
+        options = {
+            "min_batch_size": min_batch_size,
+            "max_batch_size": max_batch_size,
+            "max_batch_duration_secs": max_batch_duration_secs,
+            "max_batch_weight": max_batch_weight,
+            "max_batch_tokens": max_batch_tokens,
+            "element_size_fn": element_size_fn,
+            "batch_length_fn": batch_length_fn,
+            "batch_bucket_boundaries": batch_bucket_boundaries,
+        }
+        self._options = {name: value for name, value in options.items() if value is not None}
+        check_batch_options(self._options)
+        if model_copies is not None and (not isinstance(model_copies, int) or model_copies < 1):
+            raise InvalidSetting(f"model_copies={model_copies!r}: give a whole number of at least 1, or None.")
+        self._large_model = bool(large_model)
+        self._model_copies = model_copies
+        self._env_vars = dict(env_vars or {})
+
+    # ---- to be written by the user ---------------------------------------------------------
+
+    def load_model(self) -> Any:
+        """Load and return the model. Called once for each copy that the serving mode asks for."""
+        raise TypeError(f"{type(self).__name__} has no load_model(self): write one that returns the model.")
+
+    def run_inference(
+        self, batch: Sequence[Any], model: Any, inference_args: Mapping[str, Any] | None = None
+    ) -> Iterable[Any]:
+        """Return one prediction for each example of `batch`, in the same order.
+
+        A value that isn't a PredictionResult is wrapped into one.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no run_inference(self, batch, model, inference_args=None): "
+            "write one that returns a prediction for each example of the batch."
+        )
+
+    # ---- what the kit and Beam ask a handler ------------------------------------------------
+
+    def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        """Bytes of a batch, for metrics: the sum of ``nbytes`` or ``len`` of its examples."""
+        return sum(_num_bytes(example) for example in batch)
+
+    def estimate_model_bytes(self) -> int | None:
+        """Bytes of one copy of the model as far as is known before it is loaded; None if unknown."""
+        return None
+
+    def get_metrics_namespace(self) -> str:
+        """Name under which metrics are reported."""
+        return type(self).__name__
+
+    def get_resource_hints(self) -> dict[str, Any]:
+        """Resource hints for a Beam runner; none by default."""
+        return {}
+
+    def batch_elements_kwargs(self) -> dict[str, Any]:
+        """Options under the names of Beam's ``BatchElements``, without the ones that only the kit knows."""
+        names = {
+            "min_batch_size": "min_batch_size",
+            "max_batch_size": "max_batch_size",
+            "max_batch_duration_secs": "max_batch_duration_secs",
+            "max_batch_weight": "max_batch_weight",
+            "element_size_fn": "element_size_fn",
+            "batch_length_fn": "length_fn",
+            "batch_bucket_boundaries": "bucket_boundaries",
+        }
+        return {theirs: self._options[ours] for ours, theirs in names.items() if ours in self._options}
+
+    def batching_options(self) -> dict[str, Any]:
+        """All batching options under the names of this class's constructor."""
+        return dict(self._options)
+
+    def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
+        """Raise if `inference_args` aren't acceptable; any are by default."""
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        """Point the handler at another model; the next ``load_model`` loads it. No-op by default."""
+
+    def update_model_paths(self, model: Any, model_paths: str | Sequence[str] | None = None) -> None:
+        """Point a keyed handler's models at other paths; no-op for a single model."""
+
+    def get_preprocess_fns(self) -> list[Function]:
+        """Pre-processing functions in the order in which they run."""
+        return list(self._preprocess_fns)
+
+    def get_postprocess_fns(self) -> list[Function]:
+        """Post-processing functions in the order in which they run."""
+        return list(self._postprocess_fns)
+
+    def should_skip_batching(self) -> bool:
+        """True when each example already is a batch."""
+        return self._skip_batching
+
+    def set_environment_vars(self) -> None:
+        """Set ``env_vars`` in this process."""
+        import os
+
+        os.environ.update({name: str(value) for name, value in self._env_vars.items()})
+
+    def share_model_across_processes(self) -> bool:
+        """True when the processes of a machine should share copies of the model."""
+        return self._large_model or self._model_copies is not None
+
+    def model_copies(self) -> int:
+        """How many copies of the model serve all processes."""
+        return self._model_copies or 1
+
+    def override_metrics(self, metrics_namespace: str = "") -> bool:
+        """True when the handler reports its own metrics."""
+        return False
+
+    def should_garbage_collect_on_timeout(self) -> bool:
+        """True when a model that ran into a timeout should be dropped and loaded again."""
+        return self.share_model_across_processes()
+
+    # ---- variations -------------------------------------------------------------------------
+
+    def with_preprocess_fn(self, fn: Function) -> ModelHandler:
+        """A copy of this handler that runs `fn` on each example first; the last one added runs first."""
+        return self._copy(_preprocess_fns=(fn, *self._preprocess_fns))
+
+    def with_postprocess_fn(self, fn: Function) -> ModelHandler:
+        """A copy that runs `fn` on each prediction last; what it returns is handed to the caller as it is."""
+        return self._copy(_postprocess_fns=(*self._postprocess_fns, fn))
+
+    def with_no_batching(self) -> ModelHandler:
+        """A copy for examples that already are batches: each is passed to ``run_inference`` alone."""
+        return self._copy(_skip_batching=True)
+
+    @staticmethod
+    def from_callable(load: Callable[[], Any], run: Callable[..., Iterable[Any]], **options: Any) -> ModelHandler:
+        """A handler from two functions: ``load() -> model`` and ``run(batch, model) -> predictions``.
+
+        `run` is given the inference arguments as a third argument when it takes one. `options` are
+        those of `ModelHandler`.
+        """
+        return CallableModelHandler(load, run, **options)
+
+    def _copy(self, **changes: Any) -> ModelHandler:
+        other = copy.copy(self)
+        # The copy loads the same model, so a model already loaded for the original serves it too.
+        other._origin = self._origin or self
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
+
+
+class CallableModelHandler(ModelHandler):
+    """A handler made of two functions; see `ModelHandler.from_callable`."""
+
+    def __init__(self, load: Callable[[], Any], run: Callable[..., Iterable[Any]], **options: Any) -> None:
+        super().__init__(**options)
+        for name, value in (("load", load), ("run", run)):
+            if not callable(value):
+                raise InvalidSetting(f"from_callable({name}={value!r}): give a function.")
+        self._load = load
+        self._run = run
+        self._takes_args = _takes_three(run)
+
+    def load_model(self) -> Any:
+        return self._load()
+
+    def run_inference(
+        self, batch: Sequence[Any], model: Any, inference_args: Mapping[str, Any] | None = None
+    ) -> Iterable[Any]:
+        if self._takes_args:
+            return self._run(batch, model, inference_args)
+        return self._run(batch, model)
+
+    def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
+        if inference_args and not self._takes_args:
+            raise InvalidSetting(
+                f"inference_args={dict(inference_args)!r} can't be passed on: the run function takes "
+                "(batch, model) only. Give it a third parameter."
+            )
+
+    def get_metrics_namespace(self) -> str:
+        return getattr(self._run, "__name__", "callable")
+
+
+def _takes_three(function: Callable[..., Any]) -> bool:
+    import inspect
+
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) >= 3 or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+
+
+def check_batch_options(options: Mapping[str, Any]) -> None:
+    """Raise InvalidSetting for batching options that can't work, naming the value."""
+    for name in ("min_batch_size", "max_batch_size", "max_batch_tokens"):
+        value = options.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InvalidSetting(f"{name}={value!r}: give a whole number of at least 1, or None.")
+    low, high = options.get("min_batch_size"), options.get("max_batch_size")
+    if low is not None and high is not None and low > high:
+        raise InvalidSetting(f"min_batch_size={low} is above max_batch_size={high}.")
+    for name in ("max_batch_duration_secs", "max_batch_weight"):
+        value = options.get(name)
+        if value is not None and not value > 0:
+            raise InvalidSetting(f"{name}={value!r}: give a number above 0, or None.")
+    boundaries = options.get("batch_bucket_boundaries")
+    if boundaries is not None:
+        if not boundaries or sorted(boundaries) != list(boundaries) or len(set(boundaries)) != len(boundaries):
+            raise InvalidSetting(f"batch_bucket_boundaries={boundaries!r}: give ascending lengths, such as [16, 64].")
+        if "batch_length_fn" not in options:
+            raise InvalidSetting("batch_bucket_boundaries needs batch_length_fn, the length of an example.")
+
+
+def _num_bytes(example: Any) -> int:
+    size = getattr(example, "nbytes", None)
+    if size is not None:
+        return int(size)
+    if isinstance(example, str):
+        return len(example.encode("utf-8", "surrogatepass"))
+    if isinstance(example, (bytes, bytearray, memoryview)):
+        return len(example)
+    if isinstance(example, (int, float, bool)) or example is None:
+        return 8
+    if isinstance(example, Mapping):
+        return sum(_num_bytes(value) for value in example.values())
+    if isinstance(example, (list, tuple)):
+        return sum(_num_bytes(value) for value in example)
+    import sys
+
+    return sys.getsizeof(example)

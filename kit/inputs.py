@@ -1,0 +1,76 @@
+"""What may stand on the left of ``| RunInference(...)``, and how its examples are reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Set, Sized
+from typing import Any
+
+from kit.errors import UnsupportedInput
+
+
+def sized(examples: Any) -> Any:
+    """Examples that are all there, as a list or Rows; None for those that come one by one.
+
+    A numpy array or tensor gives its rows, a Series its values, a DataFrame its rows as DataFrames of
+    one row.
+
+    Raises:
+        UnsupportedInput: a bare string, bytes, dict, set, scalar or PCollection, with advice.
+    """
+    if type(examples) is list:
+        return examples
+    _refuse(examples)
+    module = type(examples).__module__.partition(".")[0]
+    if module in ("numpy", "torch") and hasattr(examples, "shape"):
+        return _rows(examples)
+    if module == "pandas":
+        return _pandas(examples)
+    if isinstance(examples, Iterator) or not isinstance(examples, Sized):
+        return None
+    from kit.engine.codec import Rows
+
+    return examples if isinstance(examples, Rows) else list(examples)  # type: ignore[call-overload]
+
+
+def _rows(block: Any) -> Any:
+    from kit.engine.codec import Rows
+
+    if len(block.shape) == 0:
+        raise UnsupportedInput(f"{block!r} is a single number; give a list of examples, such as [{block!r}].")
+    if getattr(block, "dtype", None) is not None and getattr(block.dtype, "hasobject", False):
+        return list(block)
+    if len(block.shape) == 1 and type(block).__module__.startswith("numpy"):
+        return list(block)
+    detach = getattr(block, "detach", None)
+    return Rows(block if detach is None else detach())
+
+
+def _pandas(data: Any) -> Any:
+    if hasattr(data, "columns"):
+        return [data.iloc[at : at + 1] for at in range(len(data))]
+    return data.tolist()
+
+
+def _refuse(examples: Any) -> None:
+    if isinstance(examples, str):
+        raise UnsupportedInput(f"{_short(examples)} is one string, not a list of them; write [{_short(examples)}].")
+    if isinstance(examples, (bytes, bytearray, memoryview)):
+        raise UnsupportedInput("a bytes object is one example, not a list of them; put it into a list.")
+    if isinstance(examples, Mapping):
+        raise UnsupportedInput(
+            "a dict has no order of examples: give a list of dicts, one for each example, or list(d.values())."
+        )
+    if isinstance(examples, Set):
+        raise UnsupportedInput("a set has no order, so predictions couldn't be matched: give sorted(...) or a list.")
+    if type(examples).__module__.startswith("apache_beam"):
+        raise UnsupportedInput(
+            f"a {type(examples).__name__} belongs to a Beam pipeline: use `from kit.beam import RunInference` there; "
+            "kit.RunInference works on lists, iterators, arrays and tables."
+        )
+    if not isinstance(examples, Iterable) and not hasattr(examples, "__getitem__"):
+        raise UnsupportedInput(f"{_short(examples)} isn't a collection of examples; put it into a list.")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..." + text[-1]

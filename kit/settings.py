@@ -1,0 +1,123 @@
+"""Serving settings: mode, processes, threads, copies, budget; what they mean in copies and bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kit.errors import BudgetExceeded, InvalidSetting
+from kit.sizes import format_bytes, parse_bytes
+
+MODES = ("default", "medium", "large", "shared")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a handler is served.
+
+    Attributes:
+        mode: "default", "medium", "large" or "shared".
+        processes: worker processes.
+        threads: worker threads a process.
+        model_copies: model hosts in mode "medium"; elsewhere what the mode gives.
+        memory_budget: bytes that all copies of the model may take together, None for no limit.
+    """
+
+    mode: str
+    processes: int
+    threads: int
+    model_copies: int
+    memory_budget: int | None = None
+
+    @staticmethod
+    def make(
+        handler: Any,
+        mode: str | None = None,
+        processes: int | None = None,
+        threads: int | None = None,
+        model_copies: int | None = None,
+        memory_budget: int | float | str | None = None,
+    ) -> Settings:
+        """Settings from arguments, the handler's own choice, and defaults (2 processes, 1 thread).
+
+        Raises:
+            InvalidSetting: a value that can't work.
+        """
+        own_copies = handler.model_copies() if handler.share_model_across_processes() else None
+        if mode is None:
+            mode = "default" if own_copies is None else "large" if own_copies == 1 else "medium"
+            if model_copies is not None and model_copies != 1:
+                mode = "medium"
+        if mode not in MODES:
+            raise InvalidSetting(f"mode={mode!r} is unknown; use one of {', '.join(map(repr, MODES))}.")
+        processes = _count("processes", processes, 2)
+        threads = _count("threads", threads, 1)
+        if threads > 1 and not getattr(handler, "thread_safe", True):
+            raise InvalidSetting(
+                f"threads={threads}: {type(handler).__name__} says thread_safe = False, so one thread a process may "
+                "call its model. Use threads=1 and more processes."
+            )
+        copies = {"default": processes, "large": 1, "shared": 1}.get(mode)
+        if copies is None:
+            copies = _count("model_copies", model_copies, max(2, own_copies or 0))
+        elif model_copies is not None and _count("model_copies", model_copies, 1) != copies:
+            raise InvalidSetting(
+                f"model_copies={model_copies} doesn't go with mode={mode!r}, which keeps {copies}; use mode='medium'."
+            )
+        return Settings(mode, processes, threads, copies, parse_bytes(memory_budget))
+
+    def change(self, handler: Any, **changes: Any) -> Settings:
+        """These settings with some changed; None leaves a setting as it is."""
+        wanted = {name: value for name, value in changes.items() if value is not None}
+        mode = wanted.pop("mode", None)
+        if mode is None and wanted.get("model_copies", self.model_copies) != self.model_copies:
+            mode = "medium"
+        mode = mode or self.mode
+        base = {"processes": self.processes, "threads": self.threads, "memory_budget": self.memory_budget}
+        if mode == "medium" and self.mode == "medium":
+            base["model_copies"] = self.model_copies
+        return Settings.make(handler, mode, **{**base, **wanted})
+
+    @property
+    def remote(self) -> bool:
+        """True when model hosts compute, not the workers."""
+        return self.mode in ("large", "medium")
+
+    @property
+    def copies(self) -> int:
+        """Copies of the weights that are kept."""
+        return self.model_copies
+
+    def without_budget(self) -> Settings:
+        return replace(self, memory_budget=None)
+
+    def check_budget(self, model_bytes: int | None) -> None:
+        """Raise BudgetExceeded when the copies don't fit, saying how many would and which modes."""
+        budget = self.memory_budget
+        if budget is None or not model_bytes or self.copies * model_bytes <= budget:
+            return
+        fitting = budget // model_bytes
+        total = f"{self.copies} × {format_bytes(model_bytes)} = {format_bytes(self.copies * model_bytes)}"
+        words = (
+            f"mode {self.mode!r} keeps {self.copies} {'copy' if self.copies == 1 else 'copies'} of the model, {total}, "
+            f"and the memory budget is {format_bytes(budget)}, which can only fit {fitting}. "
+        )
+        if fitting == 0:
+            words += "No mode fits: raise memory_budget or take a smaller model."
+        else:
+            modes = [
+                f"'default' with processes={min(fitting, self.processes)}" if self.processes > fitting else "'default'"
+            ]
+            if fitting >= 2:
+                modes.append(f"'medium' with model_copies={fitting}" if self.copies > fitting else "'medium'")
+            modes += ["'large'", "'shared'"]
+            words += f"Modes that fit: {', '.join(modes)}."
+        raise BudgetExceeded(words)
+
+
+def _count(name: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:
+        raise InvalidSetting(f"{name}={value!r}: give a whole number of at least 1.")
+    return int(value)
