@@ -45,7 +45,8 @@ def main() -> None:
     (ROOT / "environment.yml").write_text(
         "# conda env create -f environment.yml && conda activate serving-kit && pip install --no-deps -e .\n"
         "# The pins are those of requirements.lock. Written by `make lock`; don't edit.\n"
-        "name: serving-kit\nchannels:\n  - conda-forge\ndependencies:\n  - python>=3.11,<3.14\n  - pip\n  - pip:\n" + quoted
+        "name: serving-kit\nchannels:\n  - conda-forge\ndependencies:\n  - python>=3.11,<3.14\n  - pip\n  - pip:\n"
+        + quoted
     )
     print(f"{len(lines)} pins written to requirements.lock and environment.yml")
 
