@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from kit.errors import InvalidSetting
 from kit.load_run import Check, LoadRun, Submits
+from kit.metrics import LatencyHistogram
 
 __all__ = ["LoadGenerator", "LoadReport"]
 
@@ -159,6 +160,17 @@ class LoadGenerator:
         if self._run is not None:
             self._run.stop(timeout_s)
         return self
+
+    def wait(self, seconds: float) -> Self:
+        """Let it run for `seconds`, or until it ends because the deployment was closed; returns self."""
+        if self._run is not None:
+            self._run.stopping.wait(seconds)
+        return self
+
+    @property
+    def latency(self) -> LatencyHistogram:
+        """Latencies so far, of requests, from when each was due."""
+        return LatencyHistogram() if self._run is None else self._run.latency
 
     def report(self) -> LoadReport:
         """What was met so far, or in all once stopped."""

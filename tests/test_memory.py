@@ -238,7 +238,7 @@ def test_process_memory_sees_200_mb_come_and_go(children: Callable[..., Child]) 
     during = measured(child.pid)
     child.run("del block")
     after = measured(child.pid)
-    for figure in ("pss_bytes", "uss_bytes", "rss_bytes"):
+    for figure in ("pss_bytes", "uss_bytes", "rss_bytes", "anonymous_bytes"):
         grown = getattr(during, figure) - getattr(before, figure)
         assert 199 * MB < grown < 203 * MB, figure
         assert abs(getattr(after, figure) - getattr(before, figure)) < 3 * MB, figure
@@ -271,8 +271,10 @@ def test_a_segment_mapped_by_two_is_one_inode_and_half_the_pss_each(children: Ca
             f"os.close({descriptor}); n = sum(m[i] for i in range(0, {size}, 4096))"
         )
         first, second = children(descriptor), children(descriptor)
+        process_before = measured(first.pid)
         first.run(attach)
         alone = segment_memory(first.pid, "/memfd:kit-weights")
+        process_alone = measured(first.pid)
         second.run(attach)
         both = [segment_memory(child.pid, "/memfd:kit-weights") for child in (first, second)]
         # A stray write makes one page private in one process, and is seen as that.
@@ -285,6 +287,9 @@ def test_a_segment_mapped_by_two_is_one_inode_and_half_the_pss_each(children: Ca
     assert written is not None
     assert (alone.size_bytes, alone.rss_bytes, alone.pss_bytes) == (size, size, size)
     assert alone.anonymous_bytes == 0
+    # Of the whole process, too: the segment looks private to its only mapper, but isn't anonymous.
+    assert process_alone.uss_bytes - process_before.uss_bytes > 0.9 * size
+    assert process_alone.anonymous_bytes - process_before.anonymous_bytes < 0.02 * size
     for memory in both:
         assert memory is not None
         assert (memory.mappings, memory.inodes) == (1, (inode,))
