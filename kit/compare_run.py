@@ -1,0 +1,262 @@
+"""Measuring serving modes one beside the other: fresh processes, warm-up apart, rounds interleaved."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from kit.bare_loop import BareLoop
+from kit.errors import InferenceFailed, InvalidSetting, KitError
+from kit.load import LoadGenerator
+from kit.memory import process_memory
+from kit.metrics import LatencyHistogram
+from kit.settings import Settings
+
+BARE_LOOP = "bare loop"
+#: A contender that starts within this is started afresh in every round; a slower one is measured in one go.
+CHEAP_START_S = 4.0
+
+
+class Served(Protocol):
+    """A model that is being served, in whatever way, and can be measured."""
+
+    weights_bytes: int
+
+    def pids(self) -> list[int]:
+        """All processes whose memory it takes."""
+
+    def warm_up(self, seconds: float) -> None:
+        """Run until everything that is made at first use is made, for about `seconds`."""
+
+    def throughput(self, seconds: float) -> float:
+        """Elements a second of the whole job, passes repeated for at least `seconds`."""
+
+    def latency(self, seconds: float) -> LatencyHistogram:
+        """Latencies of requests of one example, measured for about `seconds`."""
+
+    def close(self) -> None:
+        """End all its processes."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What was measured of one contender.
+
+    Attributes:
+        label: its mode, with the settings that set it apart.
+        settings: arguments for `kit.deploy`; empty for the bare loop.
+        copies: copies of the model.
+        throughputs: elements a second, one figure a repeat.
+        latency: of requests of one example, all repeats together.
+        peak_pss_bytes: highest sum over its processes.
+        weights_bytes: bytes of the model's copies together.
+        starts_s: seconds from the first process to the first answer, one figure a start.
+        note: why it couldn't run, "" if it could.
+        error: the error behind the note.
+    """
+
+    label: str
+    mode: str
+    settings: dict[str, Any]
+    processes: int
+    copies: int
+    throughputs: list[float] = field(default_factory=list)
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+    peak_pss_bytes: int = 0
+    weights_bytes: int = 0
+    starts_s: list[float] = field(default_factory=list)
+    note: str = ""
+    error: KitError | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether there are figures."""
+        return bool(self.throughputs)
+
+    @property
+    def throughput(self) -> float:
+        """Median of the repeats, nan without any."""
+        return statistics.median(self.throughputs) if self.throughputs else math.nan
+
+    @property
+    def spread(self) -> float:
+        """(highest - lowest) / median of the repeats' throughputs, nan without any."""
+        return (max(self.throughputs) - min(self.throughputs)) / self.throughput if self.throughputs else math.nan
+
+
+@dataclass(slots=True)
+class Contender:
+    """A way to serve, and its result so far."""
+
+    start: Callable[[], Served]
+    result: Result
+
+
+def measure(
+    contenders: Sequence[Contender], repeats: int, seconds: float, step: Callable[[str], None] = lambda label: None
+) -> None:
+    """Measure each contender `repeats` times, in rounds, every other round in reverse order.
+
+    `step` is called with the label after each measurement, and for each that fails at once for all
+    that it would have been called for.
+
+    Raises:
+        InvalidSetting: a contender's settings can't work. Other errors of ours become notes.
+    """
+    for number in range(repeats):
+        for contender in contenders if number % 2 == 0 else reversed(contenders):
+            result = contender.result
+            missing = repeats - len(result.throughputs)
+            if result.error is not None or missing <= repeats - number - 1:
+                continue
+            try:
+                with _started(contender) as served:
+                    expensive = result.starts_s[-1] > CHEAP_START_S
+                    for _ in range(missing if expensive else 1):
+                        _measure_once(served, result, seconds)
+                        step(result.label)
+            except InvalidSetting:
+                raise
+            except KitError as error:
+                result.note, result.error = str(error.args[0]), error
+                for _ in range(repeats - len(result.throughputs)):
+                    step(result.label)
+
+
+@contextmanager
+def _started(contender: Contender) -> Iterator[Served]:
+    began = time.perf_counter()
+    served = contender.start()
+    try:
+        contender.result.starts_s.append(time.perf_counter() - began)
+        yield served
+    finally:
+        served.close()
+
+
+def _measure_once(served: Served, result: Result, seconds: float) -> None:
+    served.warm_up(seconds)
+    with _PeakPss(served.pids) as peak:
+        throughput = served.throughput(seconds)
+        latency = served.latency(seconds)
+    result.throughputs.append(throughput)
+    result.latency.merge(latency)
+    result.peak_pss_bytes = max(result.peak_pss_bytes, peak.bytes)
+    result.weights_bytes = served.weights_bytes
+
+
+class _PeakPss:
+    """Highest sum of the PSS of some processes within a `with`, read for at most 2 % of a core."""
+
+    share = 0.02
+
+    def __init__(self, pids: Callable[[], list[int]]) -> None:
+        self.bytes = 0
+        self._pids = pids
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="kit-compare-pss", daemon=True)
+
+    def __enter__(self) -> _PeakPss:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._read()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(max(0.1, self._read() / self.share)):
+            pass
+
+    def _read(self) -> float:
+        """Read once; the CPU seconds that it cost."""
+        readings = [memory for memory in map(process_memory, self._pids()) if memory is not None]
+        self.bytes = max(self.bytes, sum(memory.pss_bytes for memory in readings))
+        return sum(memory.read_s for memory in readings)
+
+
+# ---- the contenders ------------------------------------------------------------------------------
+
+
+def bare_loop(handler: Any, examples: Any) -> Contender:
+    """The plain loop in one process, with one thread."""
+
+    def start() -> Served:
+        loop = BareLoop(handler, examples)
+        try:
+            loop.latency(0.0)  # as a deployment's, this start lasts until the first answers
+        except BaseException:
+            loop.close()
+            raise
+        return loop
+
+    return Contender(start, Result(BARE_LOOP, BARE_LOOP, {}, processes=1, copies=1))
+
+
+def deployed(handler: Any, examples: Any, settings: Mapping[str, Any], label: str) -> Contender:
+    """A deployment with `settings`, the arguments of `kit.deploy`."""
+    made = Settings.make(handler, **settings)
+    full = {"mode": made.mode, "processes": made.processes, "threads": made.threads, **settings}
+    if made.mode == "medium":
+        full["model_copies"] = made.model_copies
+    clients = made.processes * made.threads
+    result = Result(label, made.mode, full, made.processes, made.copies)
+    return Contender(lambda: _Deployed(handler, examples, full, clients), result)
+
+
+class _Deployed:
+    def __init__(self, handler: Any, examples: Any, settings: Mapping[str, Any], clients: int) -> None:
+        from kit.deployment import deploy
+
+        self._examples = examples
+        self._clients = clients
+        self._deployment = deploy(handler, sample=examples[:4], **settings)
+        self._pids: list[int] = []
+        self.weights_bytes = 0
+        try:
+            self._deployment.predict(examples[:1])
+        except BaseException:
+            self._deployment.close()
+            raise
+
+    def pids(self) -> list[int]:
+        return self._pids
+
+    def warm_up(self, seconds: float) -> None:
+        # Growing pieces, so that a slow model isn't warmed up for minutes.
+        began, count, position = time.perf_counter(), 8 * self._clients, 0
+        while time.perf_counter() - began < seconds:
+            self._deployment.predict(self._examples[position : position + count])
+            position = position + count if position + count < len(self._examples) else 0
+            count *= 2
+        # Once a repeat, between the measurements: it reads memory, which takes time.
+        stats = self._deployment.stats()
+        self._pids = [int(pid) for pid in stats["pid"]]
+        self.weights_bytes = int(stats["weights_private_bytes"].sum() + stats["weights_shared_bytes"].max())
+
+    def throughput(self, seconds: float) -> float:
+        began, passes = time.perf_counter(), 0
+        while True:
+            self._deployment.predict(self._examples)
+            passes += 1
+            elapsed = time.perf_counter() - began
+            if elapsed >= seconds:
+                return passes * len(self._examples) / elapsed
+
+    def latency(self, seconds: float) -> LatencyHistogram:
+        with LoadGenerator(self._deployment, self._examples, clients=self._clients) as load:
+            load.wait(seconds)
+        report = load.report()
+        if not report.answered:
+            raise InferenceFailed(f"No request of one example was answered in {report.seconds:.1f} s: {report!r}")
+        return load.latency
+
+    def close(self) -> None:
+        self._deployment.close()
