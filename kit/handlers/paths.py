@@ -1,0 +1,111 @@
+"""Model files and folders by local path or any fsspec URL."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from kit.errors import KitError, MissingExtra, WeightsFileError
+
+#: The package that brings a protocol, where its name isn't in fsspec's own message.
+_PACKAGES = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
+    "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko", "hf": "huggingface_hub",
+}  # fmt: skip
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """True for ``scheme://...``; a plain path or a model's name on the hub isn't one."""
+    return "://" in os.fspath(path)
+
+
+@contextlib.contextmanager
+def local(path: str | os.PathLike[str], what: str = "weights file") -> Iterator[str]:
+    """A local path with the contents of `path`, which may be a file or a folder.
+
+    A local path is given as it is. What a URL names is copied into a temporary folder, which is
+    removed on exit.
+
+    Raises:
+        WeightsFileError: it doesn't exist or can't be read.
+        MissingExtra: the URL's protocol needs a package that isn't installed.
+    """
+    name = os.fspath(path)
+    if name.startswith("file://"):
+        name = name[len("file://") :]
+    if not is_url(name):
+        name = os.path.expanduser(name)
+        if not os.path.exists(name):
+            raise WeightsFileError(_missing(path, what))
+        yield name
+        return
+    with tempfile.TemporaryDirectory(prefix="kit-") as folder:
+        yield _download(name, folder, what)
+
+
+def _download(url: str, folder: str, what: str) -> str:
+    filesystem, remote = _filesystem(url)
+    target = os.path.join(folder, os.path.basename(remote.rstrip("/")) or "model")
+    try:
+        if not filesystem.exists(remote):
+            raise WeightsFileError(f"The {what} {url!r} doesn't exist.")
+        if filesystem.isdir(remote):
+            # Without the slash a folder that exists would get the files in a sub-folder.
+            filesystem.get(remote.rstrip("/") + "/", target + "/", recursive=True)
+        else:
+            filesystem.get_file(remote, target)
+    except KitError:
+        raise
+    except Exception as error:
+        raise WeightsFileError(f"The {what} {url!r} can't be read: {type(error).__name__}: {error}") from error
+    return target
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise MissingExtra(f"{url!r} needs fsspec: pip install fsspec") from error
+    protocol = url.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        advice = f"pip install {package}" if package else str(error)
+        raise MissingExtra(f"{url!r} needs a package for {protocol}://: {advice}") from error
+    except ValueError as error:
+        raise WeightsFileError(f"{url!r}: no file system is known for {protocol}://. {error}") from error
+
+
+def _missing(path: str | os.PathLike[str], what: str) -> str:
+    name = os.fspath(path)
+    where = "" if os.path.isabs(os.path.expanduser(name)) else f" (looked in {os.getcwd()})"
+    return f"The {what} {name!r} doesn't exist{where}."
+
+
+def modules(package: str, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """`package` and those of its modules `names` that are installed, found without importing any.
+
+    Empty when the package isn't installed: then ``load_model`` says what to install.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return ()
+    roots = list(spec.submodule_search_locations or ())
+
+    def exists(name: str) -> bool:
+        stems = [os.path.join(root, *name.split(".")[1:]) for root in roots]
+        return any(os.path.isfile(stem + ".py") or os.path.isdir(stem) for stem in stems)
+
+    return (package, *(name for name in names if exists(name)))
+
+
+def needs(package: str, pip_name: str = "") -> MissingExtra:
+    """The error for a handler whose library isn't installed."""
+    return MissingExtra(
+        f"This handler needs {package}: pip install {pip_name or package} (or 'serving-kit[demo]' for all libraries)."
+    )

@@ -1,0 +1,158 @@
+"""Beam's own RunInference accepts the kit's handlers, and the kit's handlers do what Beam's do."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import kit.assets
+from kit.handlers import (
+    HuggingFacePipelineModelHandler,
+    PytorchModelHandlerKeyedTensor,
+    PytorchModelHandlerTensor,
+    SentenceTransformerModelHandler,
+    SklearnModelHandlerNumpy,
+    SklearnModelHandlerPandas,
+)
+
+base = pytest.importorskip("apache_beam.ml.inference.base")
+
+
+class LinearRegression(torch.nn.Module):
+    def __init__(self, input_dim: int = 1, output_dim: int = 1) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(input_dim, output_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+def run(handler: Any, examples: list[Any], **settings: Any) -> list[Any]:
+    """Predictions of Beam's RunInference on its DirectRunner, in the order of the examples."""
+    keyed = base.KeyedModelHandler(handler)
+    found = sorted(list(enumerate(examples)) | base.RunInference(keyed, **settings), key=lambda item: item[0])
+    assert [key for key, _ in found] == list(range(len(examples)))
+    return [value for _, value in found]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> tuple[torch.nn.Module, str]:
+    model = LinearRegression().eval()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    return model, str(tmp_path / "model.pt")
+
+
+def test_tensors_as_with_beams_own_handler(weights: tuple[torch.nn.Module, str]) -> None:
+    from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor as Theirs
+
+    model, path = weights
+    examples = [torch.tensor([float(number)]) for number in (10, 40, 60, 90)]
+    settings = {
+        "model_class": LinearRegression, "model_params": {"input_dim": 1, "output_dim": 1}, "state_dict_path": path,
+        "min_batch_size": 2, "max_batch_size": 3,
+    }  # fmt: skip
+    ours = run(PytorchModelHandlerTensor(**settings), examples)
+    theirs = run(Theirs(**settings), examples)
+    for a, b, example in zip(ours, theirs, examples, strict=True):
+        assert torch.equal(a.inference, b.inference)
+        assert torch.equal(a.inference, model(example))
+        assert a.model_id == b.model_id == path
+
+
+def test_unkeyed_pipeline_with_functions_before_and_after(weights: tuple[torch.nn.Module, str]) -> None:
+    model, path = weights
+    handler = (
+        PytorchModelHandlerTensor(path, LinearRegression)
+        .with_preprocess_fn(lambda number: torch.tensor([float(number)]))
+        .with_postprocess_fn(lambda result: (result.example.item(), result.inference.item()))
+    )
+    assert dict([1, 2, 3] | base.RunInference(handler)) == {
+        x: pytest.approx(model(torch.tensor([x])).item()) for x in (1.0, 2.0, 3.0)
+    }
+
+
+def test_large_model_in_beams_shared_process(weights: tuple[torch.nn.Module, str], tmp_path: Path) -> None:
+    from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor as Theirs
+
+    handler = PytorchModelHandlerTensor(weights[1], LinearRegression, large_model=True, model_copies=2)
+    theirs = Theirs(weights[1], LinearRegression, large_model=True, model_copies=2)
+    assert handler.share_model_across_processes() == theirs.share_model_across_processes() is True
+    assert handler.model_copies() == theirs.model_copies() == 2
+    # Beam's shared process leaves sockets open, so a process of its own has this.
+    code = """
+        import sys
+        import torch
+        from apache_beam.ml.inference.base import RunInference
+        from kit.handlers import PytorchModelHandlerTensor
+        if __name__ == "__main__":
+            state = {"weight": torch.tensor([[2.0]]), "bias": torch.tensor([1.0])}
+            torch.save(state, sys.argv[1])
+            handler = PytorchModelHandlerTensor(
+                sys.argv[1], torch.nn.Linear, {"in_features": 1, "out_features": 1}, large_model=True
+            )
+            found = [torch.tensor([1.0]), torch.tensor([5.0])] | RunInference(handler)
+            print(sorted(result.inference.item() for result in found))
+    """
+    script = tmp_path / "large.py"
+    script.write_text(textwrap.dedent(code))
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "linear.pt"],
+        capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1], check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.stdout.strip() == "[3.0, 11.0]", done.stderr
+
+
+def test_keyed_tensors(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "adder.pt")
+    handler = PytorchModelHandlerKeyedTensor(str(tmp_path / "adder.pt"), Adder)
+    examples = [{"a": torch.tensor([1.0]), "b": torch.tensor([float(i)])} for i in range(4)]
+    assert [r.inference["sum"].item() for r in run(handler, examples)] == [1.0, 2.0, 3.0, 4.0]
+
+
+class Adder(torch.nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum": a + b}
+
+
+def test_sklearn(tmp_path: Path) -> None:
+    import pandas as pd
+    from sklearn.linear_model import LogisticRegression
+
+    x = np.random.default_rng(0).random((30, 3))
+    model = LogisticRegression().fit(x, x[:, 0] > 0.5)
+    path = str(tmp_path / "model.pkl")
+    Path(path).write_bytes(pickle.dumps(model))
+    assert [r.inference for r in run(SklearnModelHandlerNumpy(path), list(x))] == list(model.predict(x))
+    frame = pd.DataFrame(x)
+    found = run(SklearnModelHandlerPandas(path), [frame.iloc[[i]] for i in range(30)])
+    assert [r.inference for r in found] == list(model.predict(x))
+
+
+def test_pipeline_and_sentence_transformer() -> None:
+    from sentence_transformers import SentenceTransformer
+
+    minilm = str(kit.assets.path("minilm"))
+    texts = kit.assets.texts("tickets")[:12]
+    expected = SentenceTransformer(minilm, device="cpu").encode(texts)
+    found = run(SentenceTransformerModelHandler(minilm, device="cpu"), texts)
+    assert np.abs(np.stack([r.inference for r in found]) - expected).max() < 1e-6
+    pipe = HuggingFacePipelineModelHandler("feature-extraction", minilm, device="cpu")
+    loaded = pipe.load_model()
+    answers = run(pipe, texts, inference_args={"return_tensors": True})
+    for text, result, vector in zip(texts, answers, expected, strict=True):
+        assert result.example == text
+        # MiniLM's embedding is the mean of its tokens' vectors, scaled; padding isn't part of it.
+        alone = pipe.infer_batch([text], loaded, {"return_tensors": True})[0]
+        mean = alone[0].mean(0).numpy()
+        assert np.abs(mean / np.linalg.norm(mean) - vector).max() < 1e-5
+        assert torch.allclose(result.inference[0, : alone.shape[1]], alone[0], atol=1e-4)
