@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kit import inputs
 from kit.compare_best import Choice, best
 from kit.compare_plot import Point, draw, number
-from kit.compare_run import BARE_LOOP, Contender, Result, bare_loop, deployed, measure
+from kit.compare_run import BARE_LOOP, Contender, Result, bare_loop, deployed, fork_server, measure
 from kit.engine.packing import pack
 from kit.errors import InvalidSetting, UnsupportedInput
 from kit.memory import format_bytes, parse_bytes
@@ -52,8 +52,8 @@ def compare(
     Args:
         handler: a model handler.
         examples: a list, an array's or tensor's rows, a Series or a DataFrame's rows.
-        modes: names of modes, or dicts of the arguments of `kit.deploy`; None for all four modes,
-            `medium` with 2 copies.
+        modes: names of modes, or dicts of settings as `kit.deploy` takes them (mode, processes, threads,
+            model_copies, memory_budget); None for all four modes, `medium` with 2 copies.
         processes, threads: worker processes, and threads in each, unless a dict of `modes` says otherwise.
         repeats: measurements of each mode, taken in rounds so that the machine's moods hit all alike. Modes
             that take long to start are started once and measured `repeats` times in a row.
@@ -75,18 +75,23 @@ def compare(
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise InvalidSetting(f"repeats={repeats!r}: give a whole number of at least 1.")
     budget = parse_bytes(memory_budget)
-    wanted = [{"mode": mode} if isinstance(mode, str) else dict(mode) for mode in (MODES if modes is None else modes)]
+    given = MODES if modes is None else modes
+    wanted: list[dict[str, Any]] = [{"mode": mode} if isinstance(mode, str) else dict(mode) for mode in given]
     if not wanted:
         raise InvalidSetting(f"modes={modes!r}: give at least one of {', '.join(MODES)}.")
     pack(handler)  # raises if it can't travel to any process
     base = {"processes": processes, "threads": threads, "memory_budget": budget}
-    contenders = [bare_loop(handler, rows)]
+    loop = bare_loop(handler, rows)
     for settings in wanted:
-        full = {**base, **settings}
-        contenders.append(deployed(handler, rows, full, ""))
-    _name(contenders)
-    with progress_bar(len(contenders) * repeats, "compare", "measurements", enabled=None if progress else False) as bar:
-        measure(contenders, repeats, seconds, lambda label: bar.update(1))
+        deployed(handler, rows, {**base, **settings})  # raises before anything is started
+    show = None if progress else False
+    with fork_server(handler) as (server, prepared_s):
+        contenders = [loop, *(deployed(handler, rows, {**base, **settings}, server) for settings in wanted)]
+        for contender in contenders[1:]:
+            contender.prepared_s = prepared_s
+        _name(contenders)
+        with progress_bar(len(contenders) * repeats, "compare", "measurements", enabled=show) as bar:
+            measure(contenders, repeats, seconds, lambda label: bar.update(1))
     results = [contender.result for contender in contenders]
     if not any(result.measured for result in results):
         raise next(result.error for result in results if result.error is not None)
@@ -137,7 +142,8 @@ class Comparison:
         throughput_elements_per_s is the median of the repeats and spread their (highest - lowest) / median;
         p50_s and p99_s are latencies of requests of one example, while as many clients as there are worker
         threads wait for theirs; peak_pss_bytes is the highest sum over all processes but the caller's;
-        start_s lasts until the first answer; ratio_to_bare_loop is the median over the rounds.
+        start_s lasts until the first answer, the import of libraries included; ratio_to_bare_loop is the median
+        over the rounds.
         """
         import pandas as pd
 

@@ -20,7 +20,7 @@ from kit.settings import Settings
 
 BARE_LOOP = "bare loop"
 #: A contender that starts within this is started afresh in every round; a slower one is measured in one go.
-CHEAP_START_S = 4.0
+CHEAP_START_S = 8.0
 
 
 class Served(Protocol):
@@ -92,10 +92,17 @@ class Result:
 
 @dataclass(slots=True)
 class Contender:
-    """A way to serve, and its result so far."""
+    """A way to serve, and its result so far.
+
+    Attributes:
+        start: starts the processes and returns when the first example is answered.
+        result: the figures.
+        prepared_s: seconds of a start that were spent once for all, before.
+    """
 
     start: Callable[[], Served]
     result: Result
+    prepared_s: float = 0.0
 
 
 def measure(
@@ -117,7 +124,7 @@ def measure(
                 continue
             try:
                 with _started(contender) as served:
-                    expensive = result.starts_s[-1] > CHEAP_START_S
+                    expensive = result.starts_s[-1] - contender.prepared_s > CHEAP_START_S
                     for _ in range(missing if expensive else 1):
                         _measure_once(served, result, seconds)
                         step(result.label)
@@ -134,7 +141,7 @@ def _started(contender: Contender) -> Iterator[Served]:
     began = time.perf_counter()
     served = contender.start()
     try:
-        contender.result.starts_s.append(time.perf_counter() - began)
+        contender.result.starts_s.append(time.perf_counter() - began + contender.prepared_s)
         yield served
     finally:
         served.close()
@@ -200,24 +207,53 @@ def bare_loop(handler: Any, examples: Any) -> Contender:
     return Contender(start, Result(BARE_LOOP, BARE_LOOP, {}, processes=1, copies=1))
 
 
-def deployed(handler: Any, examples: Any, settings: Mapping[str, Any], label: str) -> Contender:
-    """A deployment with `settings`, the arguments of `kit.deploy`."""
-    made = Settings.make(handler, **settings)
-    full = {"mode": made.mode, "processes": made.processes, "threads": made.threads, **settings}
+def deployed(handler: Any, examples: Any, settings: Mapping[str, Any], server: Any = None) -> Contender:
+    """A deployment with `settings`: mode, processes, threads, model_copies, memory_budget.
+
+    Args:
+        server: a fork server to start it from; None lets it start one of its own.
+    """
+    try:
+        made = Settings.make(handler, **settings)
+    except TypeError:
+        known = ("mode", "processes", "threads", "model_copies", "memory_budget")
+        unknown = ", ".join(name for name in settings if name not in known)
+        raise InvalidSetting(f"modes: {unknown} can't be compared; use {', '.join(known)}.") from None
+    full = {"mode": made.mode, "processes": made.processes, "threads": made.threads}
     if made.mode == "medium":
         full["model_copies"] = made.model_copies
-    clients = made.processes * made.threads
-    result = Result(label, made.mode, full, made.processes, made.copies)
-    return Contender(lambda: _Deployed(handler, examples, full, clients), result)
+    if made.memory_budget is not None:
+        full["memory_budget"] = made.memory_budget
+    result = Result(made.mode, made.mode, full, made.processes, made.copies)
+    return Contender(lambda: _Deployed(handler, examples, made, server), result)
+
+
+@contextmanager
+def fork_server(handler: Any) -> Iterator[tuple[Any, float]]:
+    """A fork server with the handler's libraries imported, and the seconds that it took.
+
+    All deployments of a comparison are forked from one: each still has processes of its own, and
+    rounds needn't wait for the imports again.
+    """
+    from kit.engine.core import preload_of
+    from kit.engine.processes import ForkServer
+
+    began = time.perf_counter()
+    server = ForkServer(preload_of(handler)).retain()
+    try:
+        server.wait_ready()
+        yield server, time.perf_counter() - began
+    finally:
+        server.close()
 
 
 class _Deployed:
-    def __init__(self, handler: Any, examples: Any, settings: Mapping[str, Any], clients: int) -> None:
-        from kit.deployment import deploy
+    def __init__(self, handler: Any, examples: Any, settings: Settings, server: Any) -> None:
+        from kit.deployment import start
 
         self._examples = examples
-        self._clients = clients
-        self._deployment = deploy(handler, sample=examples[:4], **settings)
+        self._clients = settings.processes * settings.threads
+        self._deployment = start(handler, settings, examples[:4], server)
         self._pids: list[int] = []
         self.weights_bytes = 0
         try:
