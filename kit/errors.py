@@ -7,6 +7,8 @@ Errors raised on behalf of another process carry that process's traceback as tex
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class KitError(Exception):
     """Base of all errors of the kit.
@@ -26,6 +28,10 @@ class KitError(Exception):
             return message
         indented = "\n".join("    " + line for line in self.remote_traceback.rstrip().splitlines())
         return f"{message}\n  in the serving process:\n{indented}"
+
+    def copy(self) -> Self:
+        """The same error as a new object: one that is raised repeatedly would pile up tracebacks."""
+        return type(self)(str(self.args[0]) if self.args else "", self.remote_traceback)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.args[0] if self.args else "", self.remote_traceback))

@@ -205,6 +205,8 @@ class Engine:
         """Count a death; False once there were too many, which ends the deployment with an error."""
         self.dispatcher.counters.deaths += 1
         now = time.monotonic()
+        if process.exit_status is None and self._deaths and now - self._deaths[-1] < 1.0:
+            return True  # they all went with the fork server: one death
         self._deaths.append(now)
         if len(self._deaths) == DEATHS and now - self._deaths[0] < DEATHS_WINDOW_S:
             self.give_up(
@@ -244,7 +246,7 @@ class Engine:
     def raise_if_closed(self) -> None:
         """Raise when no request can be answered any more."""
         if self.dispatcher.closed is not None:
-            raise self.dispatcher.closed
+            raise self.dispatcher.closed.copy()
 
     # ---- closing -----------------------------------------------------------------------------
 

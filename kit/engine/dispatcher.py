@@ -88,7 +88,7 @@ class Dispatcher:
                     )
                 self.room.wait(0.2)
             if self.closed is not None:
-                raise self.closed
+                raise self.closed.copy()
             self.counters.accepted += request.count
             self.queued += request.count
             self.requests.append(request)
@@ -236,8 +236,7 @@ class Dispatcher:
     def _refuse(self, lane: Lane, chunk: Chunk, error: errors.KitError) -> None:
         with self.lock:
             lane.take_back(chunk.id)
-        trouble = Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback)
-        self._all_fail(chunk, trouble)
+        self._fail_apart(chunk, Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback))
 
     # ---- answers -----------------------------------------------------------------------------
 
@@ -301,15 +300,21 @@ class Dispatcher:
         """A worker thread reports that a chunk failed as a whole."""
         with self.lock:
             chunk = lane.take_back(message.request)
-            if chunk is None:
-                return
-            if len(chunk.parts) > 1:
-                # Whose example it was shows when each goes alone.
-                self.again.extendleft(reversed(chunk.split()))
-                chunk = None
         if chunk is not None:
-            self._all_fail(chunk, message.value)
+            self._fail_apart(chunk, message.value)
         self.pump()
+
+    def _fail_apart(self, chunk: Chunk, trouble: Trouble) -> None:
+        """Fail a chunk; one with several requests, or examples that may fail alone, is first taken apart."""
+        if len(chunk.parts) > 1:
+            pieces = chunk.split()
+        elif chunk.isolate and chunk.count > 1 and trouble.kind != "WrongPredictionCount":
+            pieces = chunk.singles()
+        else:
+            self._all_fail(chunk, trouble)
+            return
+        with self.lock:
+            self.again.extendleft(reversed(pieces))
 
     def _all_fail(self, chunk: Chunk, trouble: Trouble) -> None:
         if chunk.isolate:
@@ -392,7 +397,7 @@ class Dispatcher:
             waiting = self._live_requests()
             self.room.notify_all()
         for request in waiting:
-            request.fail_all(error)
+            request.fail_all(error.copy())
 
     def publish(self, lanes: list[Lane]) -> None:
         """Give work to `lanes` from now on; the former ones finish what they have."""

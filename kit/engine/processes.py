@@ -30,6 +30,7 @@ class Process:
         index: number within its role.
         loaded: resolves to the report of the process once its model is ready, or to the error.
         condemned: True once we ended it for good.
+        ready: True once its model was loaded.
         expected_death: True when its end shall not count as a death, but it is to be replaced.
     """
 
@@ -46,6 +47,7 @@ class Process:
         self.exit_status: int | None = None
         self.condemned = False
         self.expected_death = False
+        self.ready = False
         self.started_at = time.monotonic()
         self.report: dict[str, Any] = {}
         self.lanes: list[Any] = []
@@ -84,7 +86,7 @@ class Process:
         try:
             self.control.send(kind, value, request=number, fds=fds)
         except ChannelClosed:
-            future.set_exception(errors.WorkerDied(f"{self.role} (pid {self.pid}) is gone."))
+            self.control_closed()
         return future
 
     def take_control_message(self) -> None:
@@ -107,14 +109,17 @@ class Process:
             if waiting is not None:
                 waiting.set_result(message.value)
 
+    def control_closed(self) -> None:
+        """All that the process had to say is read: what is still waited for won't come."""
+        error = errors.WorkerDied(f"{self.role} {self.index} (pid {self.pid}) is gone.")
+        for future in (self.loaded, *list(self.acks.values())):
+            if not future.done():
+                future.set_exception(error)
+
     def gone(self, status: int | None) -> None:
         """Note the end of the process; called once, in the fork server's reader thread."""
         self.exit_status = status
         self.exited.set()
-        error = errors.WorkerDied(f"{self.role} {self.index} (pid {self.pid}) {self.describe_exit()}.")
-        for future in (self.loaded, *list(self.acks.values())):
-            if not future.done():
-                future.set_exception(error)
         if self.on_exit is not None:
             self.on_exit(self)
 
@@ -157,21 +162,33 @@ class ForkServer:
 
     def fork(self, process: Process, board_fd: int, output_fd: int) -> None:
         """Fork `process`; sets its pid and control channel. Not to be called in the reader thread."""
+        for last_try in (False, True):
+            generation = self._living()
+            generation.ready.result(PRELOAD_TIMEOUT_S)
+            ours, theirs = channel_pair()
+            process.control = ours.open(first=True)
+            name = f"kit-{process.role}-{process.index}"
+            try:
+                generation.fork(process, name, (theirs.sock, theirs.memory, board_fd, output_fd))
+                return
+            except _ServerGone:
+                # It died just now; the next one is started.
+                generation.ended.set()
+                process.control.close()
+                if last_try:
+                    raise
+            finally:
+                os.close(theirs.sock)
+                os.close(theirs.memory)
+
+    def _living(self) -> _Generation:
         with self._lock:
             if self._closed:
                 raise errors.DeploymentClosed("the deployment was closed while a process was being started.")
             generation = self._generation
             if generation is None or generation.ended.is_set():
                 generation = self._start()
-        generation.ready.result(PRELOAD_TIMEOUT_S)
-        ours, theirs = channel_pair()
-        process.control = ours.open(first=True)
-        name = f"kit-{process.role}-{process.index}"
-        try:
-            generation.fork(process, name, (theirs.sock, theirs.memory, board_fd, output_fd))
-        finally:
-            os.close(theirs.sock)
-            os.close(theirs.memory)
+            return generation
 
     def retain(self) -> ForkServer:
         """Count one more user; `close` then only releases."""
@@ -188,6 +205,10 @@ class ForkServer:
             generation, self._generation = self._generation, None
         if generation is not None:
             generation.close()
+
+
+class _ServerGone(errors.WorkerDied):
+    """The fork server died before it could fork."""
 
 
 class _Generation:
@@ -212,7 +233,7 @@ class _Generation:
             self.channel.send(forkserver.FORK, name, request=token, fds=fds)
         except ChannelClosed as error:
             self._forking.pop(token, None)
-            raise errors.WorkerDied("the fork server is gone.") from error
+            raise _ServerGone("the fork server is gone.") from error
         done.result(60)
 
     def _read(self) -> None:
@@ -253,7 +274,7 @@ class _Generation:
                 )
             )
         for process, done in list(self._forking.values()):
-            done.set_exception(errors.WorkerDied(f"the fork server died while it started {process.role}."))
+            done.set_exception(_ServerGone(f"the fork server died while it started a {process.role}."))
         for process in list(self._processes.values()):
             process.gone(None)
         self._processes.clear()

@@ -29,7 +29,7 @@ class Quarantine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._chunks: queue.Queue[Chunk] = queue.Queue()
+        self._chunks: queue.Queue[Chunk | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._process: Process | None = None
@@ -48,13 +48,14 @@ class Quarantine:
             try:
                 chunk = self._chunks.get(timeout=IDLE_S)
             except queue.Empty:
+                chunk = None
+            if chunk is None:
                 with self._lock:
                     if self._chunks.empty() or not self._engine.alive:
                         self._end_process()
                         self._thread = None
                         return
-                continue
-            if self._engine.alive:
+            elif self._engine.alive:
                 self._answer(chunk)
 
     def _answer(self, chunk: Chunk) -> None:
@@ -65,13 +66,13 @@ class Quarantine:
                     return
                 single = Chunk([_part(request, index)])
                 example = [examples[index]]
-                values, ids, plain, troubles = self._compute(example, request)
+                values, ids, plain, troubles = self._compute(example, request, index)
                 dispatcher = self._engine.dispatcher
                 self._engine.reactor.soon(
                     lambda s=single, v=values, i=ids, p=plain, t=troubles: dispatcher.deliver(s, v, i, p, t)
                 )
 
-    def _compute(self, example: list[Any], request: Any) -> tuple[Any, Any, bool, dict[int, Trouble]]:
+    def _compute(self, example: list[Any], request: Any, index: int) -> tuple[Any, Any, bool, dict[int, Trouble]]:
         process = self._process
         try:
             if process is None or not process.alive:
@@ -85,7 +86,9 @@ class Quarantine:
             process.exited.wait(5)
             self._process = None
             return _nothing(
-                "WorkerDied", f"the example kills the process that computes it, alone: {process.describe_exit()}."
+                "WorkerDied",
+                f"example {index} of the request kills the process that computes it, even alone: the process "
+                f"{process.describe_exit()}. Take the example out, or handle it in pre-processing: {_short(example[0])}",
             )
         except errors.KitError as error:
             return _nothing(type(error).__name__, str(error.args[0]), error.remote_traceback)
@@ -101,6 +104,7 @@ class Quarantine:
         """Give up what waits; the requests have been failed already."""
         thread = self._thread
         process = self._process
+        self._chunks.put(None)  # wakes the thread
         if process is not None:
             process.kill()
         if thread is not None and thread is not threading.current_thread():
@@ -126,6 +130,11 @@ def _receive(channel: Any) -> tuple[Any, Any, bool, dict[int, Trouble]]:
             return tuple(message.value)  # type: ignore[return-value]
         elif message.kind == FAILED:
             return [None], None, False, {0: message.value}
+
+
+def _short(example: Any) -> str:
+    text = repr(example)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _nothing(kind: str, message: str, trace: str = "") -> tuple[Any, Any, bool, dict[int, Trouble]]:

@@ -194,6 +194,11 @@ class Chunk:
             examples += pick(part.request.examples, part.indices)
         return examples
 
+    def singles(self) -> list[Chunk]:
+        """One chunk for each example."""
+        pieces = [Part(request, range(index, index + 1)) for request, indices in self.parts for index in indices]
+        return [Chunk([piece], deaths=self.deaths, attempts=self.attempts, alone=True) for piece in pieces]
+
     def split(self) -> list[Chunk]:
         """One chunk for each part, not to be merged again."""
         return [Chunk([part], deaths=self.deaths, attempts=self.attempts, alone=True) for part in self.parts]

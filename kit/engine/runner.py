@@ -131,6 +131,7 @@ class Runner:
             InferenceFailed: without `isolate`, on the first failure, with the traceback.
         """
         troubles: dict[int, Trouble] = {}
+        originals = examples
         if self._pre:
             examples = self._map(self._pre, list(examples), troubles, "pre-processing", isolate)
         alive: Any = examples
@@ -140,7 +141,7 @@ class Runner:
             alive = [examples[index] for index in kept]
         values, model_ids, raw, batches = self._compute_all(alive, inference_args, troubles, kept, isolate)
         if self._post:
-            values = self._finish(examples, values, model_ids, raw, troubles, isolate)
+            values = self._finish(originals, values, model_ids, raw, troubles, isolate)
         return Outcome(values, model_ids, bool(self._post), troubles, batches)
 
     def _compute_all(

@@ -138,9 +138,11 @@ class Topology:
             ) from None
         except errors.WorkerDied as error:
             self._raise_if_stopped()
+            process.exited.wait(STOP_TIMEOUT_S)
             raise errors.ModelLoadFailed(
                 f"{process.role} {process.index} (pid {process.pid}) {process.describe_exit()} while it loaded the model."
             ) from error
+        process.ready = True
         self._note_report(process, value)
         return value, fds
 
@@ -221,6 +223,8 @@ class Topology:
             process.take_control_message()
         except ChannelClosed:
             self.engine.reactor.forget(process.control.fileno())
+            process.control.close()
+            process.control_closed()
 
     def _connect(self, worker: Process, host: Process) -> None:
         """Give each thread of a worker a lane to a host, and wait until both have it."""
@@ -267,14 +271,14 @@ class Topology:
         if self.state == "stopping":
             return
         engine.event("death", f"{process.role} {process.index} {process.describe_exit()}", process.pid)
-        if self.state == "serving" and process.role in ("worker", "host"):
+        # One that never was ready is the business of whoever started it.
+        if self.state == "serving" and process.ready and process.role in ("worker", "host"):
             self._replace(process)
 
     def _clean_up(self, process: Process) -> None:
         engine = self.engine
-        if process.control is not None:
-            engine.reactor.forget(process.control.fileno())
-            process.control.close()
+        while process.control is not None and not process.control.closed:
+            self._read_control(process)  # its last words, and then the end
         engine.board.give_back(process.slot)
         for slot in process.lane_slots:
             engine.board.give_back(slot)
@@ -313,7 +317,7 @@ class Topology:
                     )
                 continue
             engine.event("start", f"{process.role} {process.index} replaced pid {dead.pid}", process.pid)
-            if self.state == "serving" and process.role == "worker":
+            if self.state == "serving" and process.role == "worker" and process.alive:
                 engine.dispatcher.add(process.lanes)
             engine.dispatcher.pump()
             return

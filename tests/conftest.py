@@ -1,0 +1,101 @@
+"""Fixtures for all tests; above all, the one that fails a test which leaves something behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+GRACE_S = 8.0
+
+
+def _processes() -> dict[int, str]:
+    """Descendants of this process, and processes of the kit that lost their parent."""
+    found: dict[int, str] = {}
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = f"{process.name()} {' '.join(process.cmdline())[:120]}"
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _threads() -> dict[int, str]:
+    return {thread.ident or 0: thread.name for thread in threading.enumerate() if thread.name.startswith("kit-")}
+
+
+def _segments() -> dict[str, str]:
+    """Descriptors of the kit's memory files and sockets in this process, and its files in /dev/shm."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        if "kit-" in target:
+            found[f"fd {fd} {target}"] = target
+    for path in Path("/dev/shm").glob("*kit*"):
+        found[str(path)] = str(path)
+    return found
+
+
+def _socket_count() -> int:
+    return sum(os.readlink(f"/proc/self/fd/{fd}").startswith("socket:") for fd in _fds())
+
+
+def _fds() -> list[str]:
+    alive = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        alive.append(fd)
+    return alive
+
+
+def _left_over(before: dict[str, object]) -> list[str]:
+    left = []
+    for name, now in (("process", _processes()), ("thread", _threads()), ("segment", _segments())):
+        new = {key: value for key, value in now.items() if key not in before[name]}  # type: ignore[operator]
+        left += [f"{name} {key}: {value}" for key, value in new.items()]
+    more = _socket_count() - int(before["sockets"])  # type: ignore[call-overload]
+    if more > 0:
+        left.append(f"{more} sockets more than before")
+    return left
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a process, thread, memory segment or socket of the kit behind."""
+    if sys.platform != "linux":
+        yield
+        return
+    before: dict[str, object] = {
+        "process": _processes(),
+        "thread": _threads(),
+        "segment": _segments(),
+        "sockets": _socket_count(),
+    }
+    yield
+    until = time.monotonic() + GRACE_S
+    left = _left_over(before)
+    while left and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.02)
+        left = _left_over(before)
+    if left:
+        stacks = []
+        for ident, frame in sys._current_frames().items():
+            if _threads().get(ident):
+                stacks.append(f"{_threads()[ident]}:\n" + "".join(traceback.format_stack(frame)[-4:]))
+        pytest.fail("left behind:\n  " + "\n  ".join(left) + "\n" + "\n".join(stacks))
