@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from kit.errors import UnsupportedInput
+
+BEAM_TRANSFORM = "apache_beam.ml.inference.base.RunInference(handler)"
 
 
 def sized(examples: Any) -> Any:
@@ -41,8 +43,12 @@ def _rows(block: Any) -> Any:
         return list(block)
     if len(block.shape) == 1 and type(block).__module__.startswith("numpy"):
         return list(block)
-    detach = getattr(block, "detach", None)
-    return Rows(block if detach is None else detach())
+    if type(block).__module__.startswith("numpy"):
+        # A masked array or another subclass would lose what it has beyond numbers.
+        return Rows(block) if type(block).__name__ in ("ndarray", "memmap") else list(block)
+    if block.is_sparse or block.is_quantized:
+        return list(block)
+    return Rows(block.detach())
 
 
 def _pandas(data: Any) -> Any:
@@ -60,12 +66,18 @@ def _refuse(examples: Any) -> None:
         raise UnsupportedInput(
             "a dict has no order of examples: give a list of dicts, one for each example, or list(d.values())."
         )
-    if isinstance(examples, Set):
+    if isinstance(examples, (set, frozenset)):
         raise UnsupportedInput("a set has no order, so predictions couldn't be matched: give sorted(...) or a list.")
-    if type(examples).__module__.startswith("apache_beam"):
+    kind = type(examples)
+    if kind.__module__.startswith("apache_beam"):
         raise UnsupportedInput(
-            f"a {type(examples).__name__} belongs to a Beam pipeline: use `from kit.beam import RunInference` there; "
+            f"a {kind.__name__} belongs to a Beam pipeline: use {BEAM_TRANSFORM} there, with the same handler; "
             "kit.RunInference works on lists, iterators, arrays and tables."
+        )
+    if kind.__module__.partition(".")[0] in ("polars", "pyarrow") and hasattr(examples, "to_pandas"):
+        raise UnsupportedInput(
+            f"a {kind.__module__.partition('.')[0]} {kind.__name__} isn't known here: give .to_pandas() for a table, "
+            "or .to_list() for a column."
         )
     if not isinstance(examples, Iterable) and not hasattr(examples, "__getitem__"):
         raise UnsupportedInput(f"{_short(examples)} isn't a collection of examples; put it into a list.")

@@ -2,52 +2,100 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from kit import errors
 from kit.engine.requests import Request
-from kit.engine.runner import LocalModel, Runner, Trouble, pick
+from kit.engine.runner import LocalModel, Outcome, Runner, Trouble, pick
 
 #: Time between two looks at the clock, seconds: for progress, and to let an interrupt through.
 SLICE_S = 0.2
+
+Value = TypeVar("Value")
+
+
+class ByIdentity(Generic[Value]):
+    """Values for objects, by identity, each for as long as its object lives; handlers needn't be hashable."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, Value] = {}
+
+    def get(self, owner: Any) -> Value | None:
+        return self._values.get(id(owner))
+
+    def put(self, owner: Any, value: Value) -> Value:
+        if id(owner) not in self._values:
+            weakref.finalize(owner, self._values.pop, id(owner), None).atexit = False
+        self._values[id(owner)] = value
+        return value
 
 
 class LocalServing:
     """A handler with its model loaded in this process."""
 
-    def __init__(self, handler: Any, model: Any) -> None:
-        self.model = model
-        self.model_id = getattr(handler, "model_id", None)
+    def __init__(self, handler: Any) -> None:
+        self.lock = threading.Lock()  # one load at a time
+        self.loaded = False
+        self.model: Any = None
+        self.model_id: str | None = None
         self._cost_s = 0.0
+        self._sizer: Any = None  # the batch size that pays, learnt over all requests
+        one_at_a_time = not getattr(handler, "thread_safe", True)
+        self._turn: Any = threading.RLock() if one_at_a_time else contextlib.nullcontext()
+
+    def load(self, handler: Any) -> None:
+        """Load the model unless this version of it is loaded.
+
+        Raises:
+            ModelLoadFailed: ``load_model`` raised; the error is the cause.
+        """
+        model_id = getattr(handler, "model_id", None)
+        with self.lock:
+            if self.loaded and self.model_id == model_id:
+                return
+            # The old version goes first: both may not fit.
+            self.loaded, self.model = False, None
+            try:
+                handler.set_environment_vars()
+                self.model = handler.load_model()
+            except errors.KitError:
+                raise
+            except Exception as error:
+                raise errors.ModelLoadFailed(
+                    f"load_model of {type(handler).__name__} failed: {type(error).__name__}: {error}"
+                ) from error
+            self.loaded, self.model_id = True, model_id
 
     def run(self, handler: Any, request: Request) -> None:
         """Answer a request; its future is done afterwards.
 
         Raises:
-            KitError: what the future holds, too.
+            BaseException: what ends the request; its future holds it, too.
         """
-        runner = Runner(handler, LocalModel(handler, self.model))
-        timeout = request.batch_timeout_s
+        runner = self._runner(handler)
         while request.untaken and not request.ended:
-            indices = request.take(self._share(runner, timeout))
-            examples = pick(request.examples, indices)
+            indices = request.take(self._share(runner, request.batch_timeout_s))
             began = time.perf_counter()
             try:
-                if timeout is None:
-                    outcome = runner.run(examples, request.inference_args, isolate=request.isolate)
-                else:
-                    outcome = _within(timeout, runner, examples, request)
+                outcome = self._compute(runner, pick(request.examples, indices), request)
             except errors.DeadlineExceeded as error:
-                for index in indices:
-                    request.fail(index, Trouble("DeadlineExceeded", str(error.args[0]), ""))
+                _all_fail(request, indices, error)
                 if handler.should_garbage_collect_on_timeout():
                     forget(handler)
+                    self.load(handler)
+                    runner = self._runner(handler)
+                continue
+            except errors.WrongPredictionCount as error:
+                # The handler's fault and not that of one example, as in a deployment.
+                _all_fail(request, indices, error)
+                if not request.isolate:
+                    raise
                 continue
             except BaseException as error:
                 request.fail_all(error)
@@ -56,15 +104,53 @@ class LocalServing:
             self._cost_s = cost if not self._cost_s else (self._cost_s + cost) / 2
             _answer(request, indices, outcome)
 
+    def _runner(self, handler: Any) -> Runner:
+        runner = Runner(handler, LocalModel(handler, self.model))
+        self._sizer = runner.sizer = self._sizer or runner.sizer
+        return runner
+
     def _share(self, runner: Runner, timeout: float | None) -> int:
         size = runner.batch_size
         if timeout is not None:
-            return size or 1
+            return size or 1  # the time limit is for one batch
         most = max(1, int(SLICE_S / self._cost_s)) if self._cost_s else (size or 64)
         return max(size, most // size * size) if size else most
 
+    def _compute(self, runner: Runner, examples: Any, request: Request) -> Outcome:
+        def compute() -> Outcome:
+            with self._turn:
+                return runner.run(examples, request.inference_args, isolate=request.isolate)
 
-def _answer(request: Request, indices: Any, outcome: Any) -> None:
+        timeout = request.batch_timeout_s
+        if timeout is None:
+            return compute()
+        # Python can't stop a computation, so it is given up: in a daemon thread, which doesn't keep the process alive.
+        future: Future[Outcome] = Future()
+        threading.Thread(target=_resolve, args=(future, compute), name="kit-timeout", daemon=True).start()
+        try:
+            return future.result(timeout)
+        except FutureTimeout as error:
+            if future.done():
+                raise
+            raise errors.DeadlineExceeded(
+                f"a batch of {len(examples)} examples ran longer than the timeout of {timeout} s."
+            ) from error
+
+
+def _resolve(future: Future[Outcome], compute: Any) -> None:
+    try:
+        future.set_result(compute())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _all_fail(request: Request, indices: Any, error: errors.KitError) -> None:
+    trouble = Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback)
+    for index in indices:
+        request.fail(index, trouble)
+
+
+def _answer(request: Request, indices: Any, outcome: Outcome) -> None:
     troubles = outcome.troubles
     if not troubles:
         request.answer(indices, outcome.values, outcome.model_ids, outcome.plain)
@@ -78,23 +164,7 @@ def _answer(request: Request, indices: Any, outcome: Any) -> None:
         request.fail(indices[at], trouble)
 
 
-def _within(timeout: float, runner: Runner, examples: Any, request: Request) -> Any:
-    """Run in a thread that is given up when it takes too long: Python can't stop it."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="kit-timeout")
-    future: Future[Any] = pool.submit(runner.run, examples, request.inference_args, isolate=request.isolate)
-    pool.shutdown(wait=False)
-    try:
-        return future.result(timeout)
-    except FutureTimeout as error:
-        if future.done():
-            raise
-        raise errors.DeadlineExceeded(
-            f"a batch of {len(examples)} examples ran longer than the timeout of {timeout} s."
-        ) from error
-
-
-_loaded: weakref.WeakKeyDictionary[Any, LocalServing] = weakref.WeakKeyDictionary()
-_locks: weakref.WeakKeyDictionary[Any, threading.Lock] = weakref.WeakKeyDictionary()
+_servings: ByIdentity[LocalServing] = ByIdentity()
 _guard = threading.Lock()
 
 
@@ -102,36 +172,23 @@ def serving_of(handler: Any) -> LocalServing:
     """The loaded model of a handler; loads it on first use, and again after ``update_model_path``.
 
     Raises:
-        ModelLoadFailed: ``load_model`` raised; the traceback is the cause.
+        ModelLoadFailed: ``load_model`` raised; the error is the cause.
     """
-    key = _key(handler)
+    origin = getattr(handler, "_origin", None) or handler
     with _guard:
-        lock = _locks.setdefault(key, threading.Lock())
-    with lock:
-        found = _loaded.get(key)
-        if found is None or found.model_id != getattr(handler, "model_id", None):
-            handler.set_environment_vars()
-            try:
-                model = handler.load_model()
-            except errors.KitError:
-                raise
-            except Exception as error:
-                raise errors.ModelLoadFailed(
-                    f"load_model of {type(handler).__name__} failed: {type(error).__name__}: {error}"
-                ) from error
-            found = _loaded[key] = LocalServing(handler, model)
-        return found
+        serving = _servings.get(origin) or _servings.put(origin, LocalServing(handler))
+    serving.load(handler)
+    return serving
 
 
 def forget(handler: Any) -> None:
     """Drop the loaded model; the next use loads it again."""
-    _loaded.pop(_key(handler), None)
+    serving = _servings.get(getattr(handler, "_origin", None) or handler)
+    if serving is not None:
+        with serving.lock:
+            serving.loaded, serving.model = False, None
 
 
-def _key(handler: Any) -> Any:
-    return getattr(handler, "_origin", None) or handler
-
-
-def run(handler: Any, request: Request, validated: Mapping[str, Any] | None = None) -> None:
+def run(handler: Any, request: Request) -> None:
     """Answer a request in this process."""
     serving_of(handler).run(handler, request)

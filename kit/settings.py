@@ -9,6 +9,8 @@ from kit.errors import BudgetExceeded, InvalidSetting
 from kit.sizes import format_bytes, parse_bytes
 
 MODES = ("default", "medium", "large", "shared")
+#: Processes and threads of one topology at most: what a page of counters holds, twice.
+MOST_WORKERS = 250
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,13 @@ class Settings:
         elif model_copies is not None and _count("model_copies", model_copies, 1) != copies:
             raise InvalidSetting(
                 f"model_copies={model_copies} doesn't go with mode={mode!r}, which keeps {copies}; use mode='medium'."
+            )
+        hosts = copies if mode in ("large", "medium") else 0
+        total = processes * (threads + 1) + hosts
+        if total > MOST_WORKERS:
+            raise InvalidSetting(
+                f"processes={processes}, threads={threads} and {hosts} model hosts are {total} processes and threads; "
+                f"a deployment can have {MOST_WORKERS}."
             )
         return Settings(mode, processes, threads, copies, parse_bytes(memory_budget))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,11 +14,7 @@ from kit.deployment import Deployment, check_handler, check_platform, deploy
 from kit.engine.requests import Request
 from kit.predictions import Predictions
 from kit.progress import progress
-
-#: Longest that an example of a stream waits for others, seconds, when the handler says nothing.
-STREAM_WAIT_S = 0.1
-#: Examples of a stream that are sent at once, at first and at most.
-FIRST_WINDOW, LAST_WINDOW = 16, 4096
+from kit.streams import PredictionStream, Sent, Windows
 
 
 class RunInference:
@@ -74,6 +70,8 @@ class RunInference:
 
     def __call__(self, examples: Any) -> Any:
         rows = inputs.sized(examples)
+        if isinstance(self._target, Deployment):
+            self._target._engine.raise_if_closed()
         if rows is None:
             return PredictionStream(self._stream(iter(examples)))
         return self._all(rows)
@@ -83,8 +81,8 @@ class RunInference:
 
     def __repr__(self) -> str:
         return (
-            f"RunInference({self._target!r}), for lists, iterators, arrays and tables; in a Beam pipeline use "
-            "kit.beam.RunInference"
+            f"kit.RunInference({self._target!r}), for lists, iterators, arrays and tables; in a Beam pipeline use "
+            f"{inputs.BEAM_TRANSFORM}"
         )
 
     @property
@@ -139,69 +137,68 @@ class RunInference:
 
     def _stream(self, examples: Iterator[Any]) -> Iterator[Any]:
         deployment = self._deployment()
-        windows = _windows(examples, batching.options_of(self._handler))
+        windows = Windows(examples, batching.options_of(self._handler))
         with progress(None, "RunInference") as bar:
             if deployment is None:
-                for window in windows:
-                    request = self._request(window, bar.update)
-                    local.run(self._target, request)
-                    yield from request.future.result()
-                return
-            ahead: deque[Any] = deque()
-            most = 2 * deployment.settings.processes * deployment.settings.threads + 1
-            try:
-                for window in windows:
-                    ahead.append(self._submit(deployment, window, bar.update))
-                    # What is done goes out before more is read: a slow source must not hold it back.
-                    while ahead and (len(ahead) >= most or ahead[0].done()):
-                        yield from ahead.popleft().result()
-                while ahead:
-                    yield from ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+                yield from self._stream_here(windows, bar.update)
+            else:
+                yield from self._stream_there(deployment, windows, bar.update)
+            if windows.error is not None:
+                raise windows.error
+
+    def _stream_here(self, windows: Windows, on_progress: Callable[[int], None]) -> Iterator[Any]:
+        serving = local.serving_of(self._target)
+        for window in windows:
+            began = time.monotonic()
+            request = self._request(window, on_progress)
+            serving.run(self._target, request)
+            windows.answered(len(window), time.monotonic() - began)
+            yield from request.future.result()
+
+    def _stream_there(
+        self, deployment: Deployment, windows: Windows, on_progress: Callable[[int], None]
+    ) -> Iterator[Any]:
+        ahead: deque[Sent] = deque()
+        most = 2 * deployment.settings.processes * deployment.settings.threads + 1
+        waiting_pays = True
+        free_at = 0.0
+
+        def next_results() -> list[Any]:
+            nonlocal free_at
+            sent = ahead.popleft()
+            results = sent.future.result()
+            windows.answered(sent.count, sent.done_at - max(sent.sent_at, free_at))
+            free_at = sent.done_at
+            return results
+
+        try:
+            for window in windows:
+                ahead.append(Sent(self._submit(deployment, window, on_progress), len(window)))
+                # What is done goes out before more is read, and a slow source is left alone until it is:
+                # unless the model is slower still.
+                patience_s = windows.patience_s if waiting_pays else 0.0
+                while ahead and (ahead[0].ready(patience_s) or len(ahead) >= most):
+                    waiting_pays = True
+                    yield from next_results()
+                waiting_pays = not ahead
+            while ahead:
+                yield from next_results()
+        finally:
+            for sent in ahead:
+                sent.future.cancel()
 
 
-class PredictionStream(Iterator[Any]):
-    """Predictions of a stream, one after the other; ends with its source, or with `close`."""
-
-    def __init__(self, generator: Any) -> None:
-        self._generator = generator
-
-    def __next__(self) -> Any:
-        return next(self._generator)
-
-    def close(self) -> None:
-        """Cancel what is under way; the iterator is at its end then."""
-        self._generator.close()
-
-
-def _windows(examples: Iterator[Any], options: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """Cut a stream into lists that grow while the source keeps up."""
-    longest = batching.WINDOW if "batch_length_fn" in options else LAST_WINDOW
-    wait = options.get("max_batch_duration_secs") or STREAM_WAIT_S
-    size = max(FIRST_WINDOW, options.get("min_batch_size") or 0)
-    window: list[Any] = []
-    began = time.monotonic()
-    for example in examples:
-        window.append(example)
-        if len(window) >= size:
-            size = min(longest, size * 2)
-        elif time.monotonic() - began < wait:
-            continue
-        else:
-            size = max(FIRST_WINDOW, size // 2)
-        yield window
-        window, began = [], time.monotonic()
-    if window:
-        yield window
-
-
-_deployments: weakref.WeakKeyDictionary[Any, Deployment] = weakref.WeakKeyDictionary()
+_deployments: local.ByIdentity[Deployment] = local.ByIdentity()
+_deploying = threading.Lock()
 
 
 def _own_deployment(handler: Any) -> Deployment:
-    found = _deployments.get(handler)
-    if found is None or found.closed:
-        found = _deployments[handler] = deploy(handler)
-    return found
+    """The deployment of a handler that asks for sharing; ends with the handler, or at exit."""
+    with _deploying:
+        found = _deployments.get(handler)
+        if found is None or found.closed:
+            # Of a copy: a deployment that held the handler itself would keep it, and so itself, alive.
+            return _deployments.put(handler, deploy(copy.copy(handler)))
+        if getattr(found.handler, "model_id", None) != getattr(handler, "model_id", None):
+            found.update_model(copy.copy(handler))
+        return found

@@ -1,0 +1,119 @@
+"""Streams: examples that come one by one, cut into windows whose size suits source and model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, wait
+from typing import Any
+
+from kit import batching
+from kit.handler import _num_bytes
+
+#: Longest that an example of a stream waits for others, seconds, when the handler says nothing.
+STREAM_WAIT_S = 0.1
+#: Computing time that a window aims at, seconds: results come no later than that.
+WINDOW_S = 1.0
+#: Examples and bytes of a window at most.
+LARGEST, LARGEST_BYTES = 4096, 16 << 20
+#: Examples of a window at least, once more than the first is asked for.
+SMALLEST, SMALLEST_SORTED = 4, 128
+
+
+class Windows:
+    """Lists of examples to be sent at once.
+
+    The first example goes alone, so that a slow source's first answer comes at once. Later windows grow
+    to what the model computes in WINDOW_S, in whole batches, and are cut short when the source is slow.
+    Iteration ends with the source or when it raises; `error` is then to be raised once all that came
+    before it is answered.
+
+    Attributes:
+        size: examples of the next window at most.
+        patience_s: how long the source took for the last window when it is slow, seconds, otherwise 0: that
+            long it may be left alone for an answer.
+    """
+
+    def __init__(self, examples: Iterator[Any], options: Mapping[str, Any]) -> None:
+        self._examples = examples
+        self._batch: int = options.get("max_batch_size") or 1
+        self._wait: float = options.get("max_batch_duration_secs") or STREAM_WAIT_S
+        is_sorted = "batch_length_fn" in options
+        smallest = SMALLEST_SORTED if is_sorted else SMALLEST
+        self._smallest = self._whole(max(smallest, options.get("min_batch_size") or 1))
+        self._largest = max(self._smallest, batching.WINDOW if is_sorted else LARGEST)
+        patient = "min_batch_size" in options or "max_batch_duration_secs" in options
+        self.size = self._smallest if patient else 1
+        self.patience_s = 0.0
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        more = first = True
+        while more:
+            began = time.monotonic()
+            window, more = self._collect(began)
+            took = time.monotonic() - began
+            self.patience_s = took if took >= self._wait else self._wait if first else 0.0
+            first = False
+            if window:
+                yield window
+
+    def _collect(self, began: float) -> tuple[list[Any], bool]:
+        window: list[Any] = []
+        most = self.size
+        try:
+            for example in self._examples:
+                if not window:
+                    most = max(1, min(most, LARGEST_BYTES // max(1, _num_bytes(example))))
+                window.append(example)
+                if len(window) >= most or time.monotonic() - began >= self._wait:
+                    return window, True
+        except Exception as error:
+            self.error = error
+        return window, False
+
+    def answered(self, count: int, seconds: float) -> None:
+        """Note that a window of `count` examples kept the model busy for `seconds`."""
+        fitting = int(count * WINDOW_S / seconds) if seconds else self._largest
+        grown = min(max(4 * self.size, self._smallest), fitting, self._largest)
+        self.size = max(self._smallest, self._whole(grown))
+
+    def _whole(self, count: int) -> int:
+        return max(self._batch, count // self._batch * self._batch)
+
+
+class Sent:
+    """A window under way, and when its answer came."""
+
+    def __init__(self, future: Future[list[Any]], count: int) -> None:
+        self.future = future
+        self.count = count
+        self.sent_at = time.monotonic()
+        self.done_at = 0.0
+        future.add_done_callback(self._done)
+
+    def _done(self, future: Future[list[Any]]) -> None:
+        self.done_at = time.monotonic()
+
+    def ready(self, patience_s: float) -> bool:
+        """True when the answer is there, or comes within `patience_s` seconds."""
+        if not self.future.done() and patience_s:
+            wait([self.future], patience_s)
+        return self.future.done()
+
+
+class PredictionStream(Iterator[Any]):
+    """Predictions of a stream, one after the other; ends with its source, or with `close`."""
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+
+    def __next__(self) -> Any:
+        return next(self._generator)
+
+    def close(self) -> None:
+        """Cancel what is under way; the iterator is at its end then."""
+        self._generator.close()
+
+    def __repr__(self) -> str:
+        return "<predictions of a stream: iterate over them, or list(...)>"
