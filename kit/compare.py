@@ -7,9 +7,11 @@ import html
 import io
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kit import inputs
@@ -263,3 +265,12 @@ def _milliseconds(seconds: float) -> str:
 def _shortened(text: str, most: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+class _Callable(ModuleType):
+    """Lets `kit.compare(...)` work too once `import kit.compare` has put this module in the function's place."""
+
+    __call__ = staticmethod(compare)
+
+
+sys.modules[__name__].__class__ = _Callable
