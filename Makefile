@@ -41,7 +41,7 @@ assets: $(READY) ## fetch the demo models into the cache folder (once)
 	$(PY) -m kit.assets fetch
 
 lock: $(READY) ## write requirements.lock and environment.yml from what .venv holds
-	$(PY) tools/lock.py
+	$(PY) tests/lock.py
 
 clean: ## remove .venv, caches and results; fetched models stay
 	rm -rf .venv build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

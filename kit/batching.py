@@ -24,7 +24,7 @@ def options_of(handler: Any) -> dict[str, Any]:
     own = getattr(handler, "batching_options", None)
     if own is not None:
         return dict(own())
-    kwargs = getattr(handler, "batch_elements_kwargs", dict)()
+    kwargs: dict[str, Any] = getattr(handler, "batch_elements_kwargs", dict)()
     return {_BEAM_NAMES.get(name, name): value for name, value in kwargs.items() if value is not None}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Deployment:
-    """A handler being served; made by `kit.deploy`. Closed by `close`, as a context manager, or with the last reference."""
+    """A handler being served, made by `kit.deploy`; closed by `close`, by `with`, or with the last reference."""
 
     def __init__(self, engine: core.Engine) -> None:
         self._engine = engine

@@ -131,7 +131,7 @@ def test_making_handlers_imports_no_library() -> None:
             h.HuggingFaceModelHandlerTensor("some/model", "AutoModel"), h.SentenceTransformerModelHandler("some/model"),
             h.SklearnModelHandlerNumpy("a.pkl"), h.SklearnModelHandlerPandas("a.pkl"),
         ]
-        heavy = {"torch", "transformers", "sklearn", "sentence_transformers", "pandas", "numpy", "safetensors", "fsspec"}
+        heavy = {"torch", "transformers", "sklearn", "sentence_transformers", "pandas", "safetensors", "fsspec"}
         assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
         import cloudpickle
         for handler in handlers:

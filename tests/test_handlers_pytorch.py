@@ -85,7 +85,7 @@ def test_state_dict(net: tuple[Net, Path]) -> None:
 def test_safetensors_torchscript_and_urls(net: tuple[Net, Path], tmp_path: Path) -> None:
     import fsspec
 
-    model, path = net
+    model, _ = net
     batch = rows()
     expected = model(torch.stack(batch))
     save_file(model.state_dict(), tmp_path / "net.safetensors")
@@ -322,10 +322,22 @@ class Alias(Net):
         return x @ self.views[0].T
 
 
+class Made(Net):
+    """Keeps what an operation made of a weight, in a closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        norm = torch.linalg.vector_norm(torch.ones(4)) * torch.arange(3)
+        self.more = lambda: norm
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return super().forward(x, scale) * self.more()
+
+
 class Reads(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.size = float(self.first.weight.abs().max())
+        self.size = float(self.first.weight.detach().abs().max())
 
 
 @pytest.fixture
@@ -358,7 +370,7 @@ def test_large_modules_take_the_tensors_of_the_file(large: list[Any], tmp_path: 
     assert large[0] is not None
 
 
-@pytest.mark.parametrize("kind", [Net, Table, Alias, Reads])
+@pytest.mark.parametrize("kind", [Net, Table, Alias, Made, Reads])
 def test_large_modules_with_state_of_their_own_are_built_in_full(
     large: list[Any], kind: type[Net], tmp_path: Path
 ) -> None:

@@ -20,7 +20,9 @@ def _python(code: str) -> str:
 
 @pytest.mark.parametrize("statement", ["import kit", "from kit import ModelHandler, PredictionResult, KitError"])
 def test_no_heavy_library_is_imported(statement: str) -> None:
-    found = json.loads(_python(f"{statement}\nimport json, sys\nprint(json.dumps([n for n in {HEAVY} if n in sys.modules]))"))
+    found = json.loads(
+        _python(f"{statement}\nimport json, sys\nprint(json.dumps([n for n in {HEAVY} if n in sys.modules]))")
+    )
     assert found == []
 
 

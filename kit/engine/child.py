@@ -58,7 +58,8 @@ def run(fds: tuple[int, ...]) -> int:
     _reseed()
     control = Ends(control_sock, control_memory).open(first=False)
     message = control.recv()
-    assert message is not None and message.kind == CONFIG
+    assert message is not None
+    assert message.kind == CONFIG
     context = Context(control, Board(board_fd), message.value, message.fds)
     if not _prepare(context):
         return 1

@@ -174,8 +174,7 @@ def _encode_stack(values: list[Any]) -> Payload | None:
         for value in values:
             if (
                 type(value) is not np.ndarray
-                or value.dtype is not dtype
-                and value.dtype != dtype
+                or (value.dtype is not dtype and value.dtype != dtype)
                 or value.shape != shape
             ):
                 return None

@@ -152,10 +152,8 @@ class Engine:
                 "from": old.settings.mode,
                 "to": settings.mode,
             }
-            self.event(
-                event,
-                f"{old.settings.mode} → {settings.mode}, {self.last_switch['policy']}, {self.last_switch['seconds']:.2f} s",
-            )
+            seconds = f"{self.last_switch['seconds']:.2f} s"
+            self.event(event, f"{old.settings.mode} → {settings.mode}, {self.last_switch['policy']}, {seconds}")
 
     def _switch_side_by_side(self, old: Topology, new: Topology, handler: Any) -> None:
         self._run(new, self._sample())

@@ -83,7 +83,7 @@ class Dispatcher:
             while self.closed is None and self.queued and self.queued + request.count > MAX_QUEUED:
                 if request.deadline is not None:
                     raise errors.QueueFull(
-                        f"{self.queued} examples wait already and {request.count} more don't fit ({MAX_QUEUED} at most); "
+                        f"{self.queued} examples wait already and {request.count} more don't fit ({MAX_QUEUED} at most); "  # noqa: E501
                         "send fewer at a time, or without a deadline, which waits for room."
                     )
                 self.room.wait(0.2)
@@ -181,7 +181,7 @@ class Dispatcher:
         # The end of a job is spread over all lanes.
         most = min(most, max(1, -(-request.untaken // (2 * lanes))))
         if size is not None:
-            return max(size, most // size * size)
+            return int(max(size, most // size * size))
         return most
 
     def _take(self, request: Request, most: int) -> Part:

@@ -127,10 +127,10 @@ class Server:
             self._become_child(name, parent, message.fds)
         for fd in message.fds:
             os.close(fd)
-        fd = system.pidfd(pid)
-        if fd is not None:
-            self.children[fd] = pid
-            self.poll.register(fd, select.POLLIN)
+        watched = system.pidfd(pid)
+        if watched is not None:
+            self.children[watched] = pid
+            self.poll.register(watched, select.POLLIN)
         self.channel.send(FORKED, pid, request=message.request)
 
     def _become_child(self, name: str, parent: int, fds: tuple[int, ...]) -> None:
@@ -138,9 +138,9 @@ class Server:
         try:
             system.die_with_parent(parent)
             system.set_name(name)
-            for fd in (*self.children, self.watch):
-                if fd is not None:
-                    os.close(fd)
+            for watched in (*self.children, self.watch):
+                if watched is not None:
+                    os.close(watched)
             self.channel.close()
             from kit.engine import child
 
@@ -200,7 +200,7 @@ def start(preload: list[str], env: dict[str, str]) -> tuple[Any, Channel]:
 def _search_path() -> list[str]:
     """sys.path with the empty entry made absolute, and the folder of the kit itself first found."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    path = [os.path.abspath(entry) if not entry else entry for entry in sys.path]
+    path = [entry if entry else os.path.abspath(entry) for entry in sys.path]
     return path if root in path else [*path, root]
 
 

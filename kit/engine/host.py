@@ -207,7 +207,8 @@ class Host:
 
 def _alike(one: Any, other: Any) -> bool:
     if type(one) is Rows and type(other) is Rows:
-        return one.stacked.shape[1:] == other.stacked.shape[1:] and one.stacked.dtype == other.stacked.dtype
+        first, second = one.stacked, other.stacked
+        return bool(first.shape[1:] == second.shape[1:] and first.dtype == second.dtype)
     return type(one) is list and type(other) is list
 
 

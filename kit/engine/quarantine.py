@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
@@ -67,10 +68,8 @@ class Quarantine:
                 single = Chunk([_part(request, index)])
                 example = [examples[index]]
                 values, ids, plain, troubles = self._compute(example, request, index)
-                dispatcher = self._engine.dispatcher
-                self._engine.reactor.soon(
-                    lambda s=single, v=values, i=ids, p=plain, t=troubles: dispatcher.deliver(s, v, i, p, t)
-                )
+                deliver = partial(self._engine.dispatcher.deliver, single, values, ids, plain, troubles)
+                self._engine.reactor.soon(deliver)
 
     def _compute(self, example: list[Any], request: Any, index: int) -> tuple[Any, Any, bool, dict[int, Trouble]]:
         process = self._process
@@ -88,7 +87,7 @@ class Quarantine:
             return _nothing(
                 "WorkerDied",
                 f"example {index} of the request kills the process that computes it, even alone: the process "
-                f"{process.describe_exit()}. Take the example out, or handle it in pre-processing: {_short(example[0])}",
+                f"{process.describe_exit()}. Take it out, or handle it in pre-processing: {_short(example[0])}",
             )
         except errors.KitError as error:
             return _nothing(type(error).__name__, str(error.args[0]), error.remote_traceback)
@@ -127,7 +126,8 @@ def _receive(channel: Any) -> tuple[Any, Any, bool, dict[int, Trouble]]:
             value = message.value
             return (value.tolist() if type(value) is Rows else value), model_ids, False, {}
         elif message.kind == FULL_RESULT:
-            return tuple(message.value)  # type: ignore[return-value]
+            values, model_ids, plain, troubles = message.value
+            return values, model_ids, plain, troubles
         elif message.kind == FAILED:
             return [None], None, False, {0: message.value}
 

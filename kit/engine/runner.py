@@ -226,7 +226,7 @@ class Runner:
     def _map(
         self, functions: list[Any], items: list[Any], troubles: dict[int, Trouble], what: str, isolate: bool
     ) -> list[Any]:
-        results = []
+        results: list[Any] = []
         for index, item in enumerate(items):
             if index in troubles:
                 results.append(None)

@@ -140,7 +140,8 @@ class Topology:
             self._raise_if_stopped()
             process.exited.wait(STOP_TIMEOUT_S)
             raise errors.ModelLoadFailed(
-                f"{process.role} {process.index} (pid {process.pid}) {process.describe_exit()} while it loaded the model."
+                f"{process.role} {process.index} (pid {process.pid}) {process.describe_exit()} "
+                "while it loaded the model."
             ) from error
         process.ready = True
         self._note_report(process, value)

@@ -208,7 +208,7 @@ class Channel:
             if self._copy:
                 block = block.copy()
         # A memoryview, since numpy would skip an array when it looks for the owner of a view's memory.
-        whole = memoryview(block)
+        whole = memoryview(block)  # type: ignore[arg-type]
         if count == 1:
             buffers = [whole]
         else:

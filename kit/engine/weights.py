@@ -51,10 +51,10 @@ class Segment(NamedTuple):
     @property
     def weights_bytes(self) -> int:
         """Bytes of storages and buffers, each once."""
-        return sum({block.offset: block.size for block in (*self.storages, *self.buffers)}.values())
+        return sum({block.offset: block.size for block in (*self.storages, *self.buffers) if block.size}.values())
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):
     """Collects torch storages and numpy buffers in place of pickling them."""
 
     def __init__(self, file: io.BytesIO) -> None:
@@ -106,7 +106,7 @@ def measure(model: Any) -> int | None:
     except Exception:
         return None
     buffers = {(_address(raw), raw.nbytes) for raw in pickler.buffers}
-    return len(head) + sum(s.nbytes() for s in pickler.storages) + sum(size for _, size in buffers)
+    return len(head) + sum(int(s.nbytes()) for s in pickler.storages) + sum(size for _, size in buffers)
 
 
 class _AnyDevice(_Pickler):
@@ -146,7 +146,7 @@ def publish(model: Any) -> tuple[int, Segment, list[int]]:
             size += (raw.nbytes + ALIGN - 1) & -ALIGN
         blocks[kind].append(block)
     fd = anonymous_file(SEGMENT_NAME, max(size, 1))
-    for (raw, kind), block in zip(sources, [*blocks["storage"], *blocks["buffer"]], strict=True):
+    for (raw, _), block in zip(sources, [*blocks["storage"], *blocks["buffer"]], strict=True):
         _write(fd, raw, block.offset)
     _seal(fd)
     return fd, Segment(head, blocks["storage"], blocks["buffer"], max(size, 1)), pickler.trail
@@ -193,7 +193,7 @@ def attach_segment(fd: int, segment: Segment) -> tuple[Any, dict[str, Any]]:
     os.close(fd)
     load_s = time.monotonic() - start
     after = process_memory(os.getpid())
-    private = max(0, after.uss_bytes - before.uss_bytes) if before and after else 0
+    private = max(0, after.anonymous_bytes - before.anonymous_bytes) if before and after else 0
     return model, {"load_s": load_s, "weights_bytes": segment.weights_bytes, "private_bytes": private}
 
 
@@ -228,7 +228,7 @@ def equal_outputs(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(equal_outputs(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(equal_outputs, one, other))
-    return bool(one == other or one != one and other != other)
+    return bool(one == other or (one != one and other != other))
 
 
 def _bytes_of(storage: Any) -> memoryview:

@@ -103,14 +103,14 @@ def _build_empty(make: Callable[[], Any], state: dict[str, Any]) -> Any:
     """The module built on the meta device and filled, or None when that isn't certain to be right."""
     import torch
     from torch.multiprocessing.reductions import StorageWeakRef
-    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.overrides import TorchFunctionMode
 
     storages: list[Any] = []
 
-    class Watch(TorchDispatchMode):
+    class Watch(TorchFunctionMode):
         """Notes the storage of every meta tensor that the constructor makes."""
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             output = func(*args, **(kwargs or {}))
             for value in output if isinstance(output, (tuple, list)) else (output,):
                 if isinstance(value, torch.Tensor) and value.is_meta:

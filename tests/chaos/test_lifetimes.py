@@ -73,7 +73,9 @@ def test_killing_the_owner_ends_its_processes(number):
 
 
 def test_a_fork_of_the_owner_that_lives_on_keeps_nothing_alive():
-    script = SERVE + 'child = os.fork()\nif child == 0:\n    time.sleep(60)\nprint("fork", child, flush=True)\ntime.sleep(60)'
+    script = SERVE + (
+        'child = os.fork()\nif child == 0:\n    time.sleep(60)\nprint("fork", child, flush=True)\ntime.sleep(60)'
+    )
     with start(script) as owner:
         pids = pids_of(owner)
         fork = int(owner.stdout.readline().split()[1])
@@ -86,7 +88,12 @@ def test_a_fork_of_the_owner_that_lives_on_keeps_nothing_alive():
 
 
 def test_a_worker_that_holds_the_gil_in_c_code_ends_with_its_owner():
-    script = 'd = kit.deploy(Handler(), processes=1)\nprint("pids", *descendants(), flush=True)\nd.submit(["hold"])\ntime.sleep(60)'
+    script = """
+    d = kit.deploy(Handler(), processes=1)
+    print("pids", *descendants(), flush=True)
+    d.submit(["hold"])
+    time.sleep(60)
+    """
     with start(script) as owner:
         pids = pids_of(owner)
         assert owner.stdout.readline()  # the worker's "holding", passed on
