@@ -124,8 +124,13 @@ class ModelHandler:
         return sum(_num_bytes(example) for example in batch)
 
     def estimate_model_bytes(self) -> int | None:
-        """Bytes of one copy of the model as far as is known before it is loaded; None if unknown."""
-        return None
+        """Bytes of one copy of the model before it is loaded: its weights files when ``model_id`` is a local path.
+
+        None if unknown. Override it where the loaded model has another size, such as after a change of dtype.
+        """
+        from kit.sizes import weights_on_disk
+
+        return weights_on_disk(getattr(self, "model_id", None))
 
     def get_metrics_namespace(self) -> str:
         """Name under which metrics are reported."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import re
 from typing import Any
 
@@ -72,3 +73,19 @@ def format_bytes(count: int | float) -> str:
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return f"{sign}{text} {units[unit]}"
+
+
+def weights_on_disk(path: str | None) -> int | None:
+    """Bytes of the weights files at a local path, a file or a model's folder; None if there are none."""
+    if not path or not isinstance(path, str):
+        return None
+    endings = (".safetensors", ".pt", ".pth", ".bin")
+    if os.path.isfile(path):
+        return os.path.getsize(path) if path.endswith(endings) else None
+    if not os.path.isdir(path):
+        return None
+    for ending in endings:
+        found = [entry.stat().st_size for entry in os.scandir(path) if entry.name.endswith(ending)]
+        if found:
+            return sum(found)
+    return None

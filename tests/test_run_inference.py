@@ -503,11 +503,11 @@ def test_answers_come_before_a_slow_model_has_computed_everything(serve: Serve) 
             time.sleep(0.02 * len(batch))
             return super().run_inference(batch, model, inference_args)
 
-    source = Source(400)
+    source = Source(5000)
     stream = source | RunInference(serve(Slow()))
     for _ in range(30):
         next(stream)
-    assert source.pulled < 400
+    assert source.pulled < 1000, "5000 would take 50 seconds and more"
     stream.close()
 
 

@@ -113,6 +113,8 @@ def test_a_stray_write_makes_a_private_page_and_no_crash_and_stays_with_its_work
             deployment.predict(rows)
         (memory,) = segments(deployment)
         assert 0 < memory.anonymous_bytes <= 64 * 1024
+        deployment._watch.look_for_stray_writes()
+        assert any("writes to its weights" in event.text for event in deployment._engine.history.events())
 
 
 def test_without_a_sample_the_first_batch_is_verified_and_the_loader_ends():

@@ -11,7 +11,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kit.engine import board as fields
-from kit.memory import MemorySampler, Sample
+from kit.engine.weights import SEGMENT_NAME
+from kit.memory import MemorySampler, Sample, format_bytes, segment_memory
 
 if TYPE_CHECKING:
     from kit.engine.core import Engine
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 INTERVAL_S = 1.0
 #: Busy shares and rates are over this time, seconds.
 RATE_WINDOW_S = 2.0
+#: Reading all mappings of a process is dear, so stray writes are looked for seldom, in seconds.
+STRAY_WRITES_EVERY_S = 15.0
 
 
 class Watch:
@@ -33,6 +36,8 @@ class Watch:
         self._latency = engine.dispatcher.latency.snapshot()
         self._at = time.monotonic()
         self._busy: dict[int, tuple[float, int, float]] = {}
+        self._stray: dict[int, int] = {}
+        self._looked_at = self._at
         self._thread = threading.Thread(target=self._run, name="kit-watch", daemon=True)
         self._thread.start()
 
@@ -53,6 +58,8 @@ class Watch:
             if not self._engine.alive:
                 return
             self._sampler.tick()
+            if time.monotonic() - self._looked_at > STRAY_WRITES_EVERY_S:
+                self.look_for_stray_writes()
             self._add_row()
 
     def _add_row(self) -> None:
@@ -78,6 +85,24 @@ class Watch:
                 **memory,
             }
         )
+
+    def look_for_stray_writes(self) -> None:
+        """Warn when workers write to their shared weights: each written page becomes a private copy."""
+        self._looked_at = time.monotonic()
+        topology = self._engine.topology
+        if topology.settings.mode != "shared":
+            return
+        for process in list(topology.processes):
+            found = segment_memory(process.pid, f"/memfd:{SEGMENT_NAME}")
+            written = found.anonymous_bytes if found is not None else 0
+            if written > self._stray.get(process.pid, 0):
+                self._stray[process.pid] = written
+                self._engine.event(
+                    "warning",
+                    f"{process.role} {process.index} writes to its weights: {format_bytes(written)} are private now; "
+                    "is the model in train mode? Use model.eval(), or mode 'large'",
+                    process.pid,
+                )
 
     def memory(self) -> dict[str, int]:
         """Bytes of all processes by what they hold; PSS, so that shared pages count once."""
