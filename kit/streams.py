@@ -45,6 +45,7 @@ class Windows:
         patient = "min_batch_size" in options or "max_batch_duration_secs" in options
         self.size = self._smallest if patient else 1
         self.patience_s = 0.0
+        self._cost_s: float | None = None  # seconds an example, smoothed
         self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[list[Any]]:
@@ -74,7 +75,10 @@ class Windows:
 
     def answered(self, count: int, seconds: float) -> None:
         """Note that a window of `count` examples kept the model busy for `seconds`."""
-        fitting = int(count * WINDOW_S / seconds) if seconds else self._largest
+        cost = seconds / count
+        # Windows computed side by side end together, so only the mean of several says much.
+        self._cost_s = cost if self._cost_s is None else 0.7 * self._cost_s + 0.3 * cost
+        fitting = int(WINDOW_S / self._cost_s) if self._cost_s else self._largest
         grown = min(max(4 * self.size, self._smallest), fitting, self._largest)
         self.size = max(self._smallest, self._whole(grown))
 

@@ -1,6 +1,6 @@
 """Counters of all processes of a deployment in one page of shared memory.
 
-Each slot has one writer, so nothing is locked; anybody may read, without a message, also after the
+Each slot has one writer at a time, so nothing is locked; anybody may read, without a message, also after the
 writer died.
 """
 
@@ -22,7 +22,8 @@ FIELDS = 16
     HEARTBEAT_NS,  # monotonic clock, written twice a second
     TARGET,  # 1 + index of the model host that this worker thread asks, 0 when none
     COALESCED,  # requests that shared a batch with another's
-) = range(7)
+    COMPUTING_NS,  # start of the step in which a worker thread's chunk is, 0 while it waits for a host to take it
+) = range(8)
 
 
 class Board:

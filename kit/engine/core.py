@@ -17,8 +17,10 @@ from collections import deque
 from typing import Any
 
 from kit import errors
+from kit.engine import board as fields
 from kit.engine.board import Board
 from kit.engine.dispatcher import Dispatcher
+from kit.engine.lane import Lane
 from kit.engine.logs import Logs
 from kit.engine.packing import pack
 from kit.engine.processes import ForkServer, Process
@@ -230,8 +232,8 @@ class Engine:
         if not self.alive:
             return
         now = time.monotonic()
-        for lane, chunk in self.dispatcher.expire(now):
-            process = self.topology.computing_process(lane)
+        for lane, chunk in self.dispatcher.expire(now, self._computing_since):
+            process = lane.topology.computing_process(lane)
             self.dispatcher.time_out(chunk)
             if process is not None and process.alive:
                 self.event("timeout", f"{process.role} {process.index} replaced: a batch ran too long", process.pid)
@@ -240,6 +242,10 @@ class Engine:
         self.topology.check_heartbeats(time.monotonic_ns())
         self.dispatcher.pump()
         self.reactor.at(now + TICK_S, self._tick)
+
+    def _computing_since(self, lane: Lane) -> float | None:
+        since_ns = self.board.get(lane.slot, fields.COMPUTING_NS)
+        return since_ns / 1e9 if since_ns else None
 
     def raise_if_closed(self) -> None:
         """Raise when no request can be answered any more."""

@@ -126,9 +126,8 @@ class Dispatcher:
                 if chunk is None:
                     return
                 chunk.attempts += 1
-                now = time.monotonic()
-                chunk.sent_at = now
-                lane.assign(chunk, now)
+                chunk.sent_at = time.monotonic()
+                lane.assign(chunk)
             self._send(lane, chunk)
 
     def _free_lane(self) -> Lane | None:
@@ -354,15 +353,20 @@ class Dispatcher:
             else:
                 self.again.appendleft(piece)
 
-    def expire(self, now: float) -> list[tuple[Lane, Chunk]]:
-        """Fail requests past their deadline; returns chunks whose batch has run too long, off their lanes."""
+    def expire(self, now: float, computing_since: Callable[[Lane], float | None]) -> list[tuple[Lane, Chunk]]:
+        """Fail requests past their deadline; returns chunks whose batch has run too long, off their lanes.
+
+        `computing_since` tells since when a lane's chunk has been computed, None while it waits.
+        """
         with self.lock:
             late = [r for r in self._live_requests() if r.deadline is not None and now > r.deadline]
             stuck = []
             for lane in (*self.lanes, *self.draining):
                 chunk = lane.head
-                limit = chunk.parts[0].request.batch_timeout_s if chunk is not None else None
-                if chunk is not None and limit is not None and now - lane.head_since > limit:
+                if chunk is None or chunk.batch_timeout_s is None:
+                    continue
+                since = computing_since(lane)
+                if since is not None and now - since > chunk.batch_timeout_s:
                     lane.take_back(chunk.id)
                     stuck.append((lane, chunk))
         for request in late:
@@ -376,7 +380,7 @@ class Dispatcher:
 
     def time_out(self, chunk: Chunk) -> None:
         """Fail the examples of a batch that ran too long."""
-        limit = chunk.parts[0].request.batch_timeout_s
+        limit = chunk.batch_timeout_s
         message = f"a batch of {chunk.count} examples ran longer than the timeout of {limit} s."
         self._all_fail(chunk, Trouble("DeadlineExceeded", message, ""))
 

@@ -21,7 +21,7 @@ from kit.engine import board as fields
 from kit.engine.child import Context
 from kit.engine.codec import Rows
 from kit.engine.loading import load
-from kit.engine.protocol import ADD_LANE, ARGS, FAILED, LOADED, META, RESULT, RUN, STOP
+from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, RESULT, RUN, STOP
 from kit.engine.runner import Computed, LocalModel, Trouble
 from kit.engine.transport import Channel, ChannelClosed, Ends
 
@@ -41,17 +41,19 @@ def main(context: Context) -> int:
 class _Lane:
     """The host's end of a worker thread's lane."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, slot: int) -> None:
         self.channel = channel
+        self.slot = slot  # the worker thread's
         self.args: Mapping[str, Any] | None = None
         self.announced: tuple[str | None, bool] | None = None
 
 
 class _Request:
-    __slots__ = ("batch", "count", "lane", "whole")
+    __slots__ = ("alone", "batch", "count", "lane")
 
-    def __init__(self, lane: _Lane, batch: Any) -> None:
+    def __init__(self, lane: _Lane, batch: Any, alone: bool) -> None:
         self.lane = lane
+        self.alone = alone
         self.batch = batch
         self.count = len(batch) if type(batch) in (list, Rows) else 1
 
@@ -93,9 +95,9 @@ class Host:
             return False
         assert message is not None
         if message.kind == ADD_LANE:
-            for at in range(0, len(message.fds), 2):
-                channel = Ends(*message.fds[at : at + 2]).open(first=False)
-                self.lanes[channel.fileno()] = _Lane(channel)
+            for number, slot in enumerate(message.value):
+                channel = Ends(*message.fds[2 * number : 2 * number + 2]).open(first=False)
+                self.lanes[channel.fileno()] = _Lane(channel, slot)
                 self.poll.register(channel.fileno(), select.POLLIN)
             control.send(ADD_LANE, request=message.request)
         return message.kind != STOP
@@ -109,7 +111,7 @@ class Host:
             return
         assert message is not None
         if message.kind == RUN:
-            self.waiting.append(_Request(lane, message.value))
+            self.waiting.append(_Request(lane, message.value, bool(message.flags & ALONE)))
         elif message.kind == ARGS:
             lane.args = message.value
 
@@ -125,13 +127,14 @@ class Host:
         """Take the oldest request and those that may share its batch."""
         first = self.waiting.popleft()
         group = [first]
-        if self.never_coalesce or not self.waiting:
+        if self.never_coalesce or first.alone or not self.waiting:
             return group
         total = first.count
         left: deque[_Request] = deque()
         for request in self.waiting:
             joins = (
-                total + request.count <= self.most
+                not request.alone
+                and total + request.count <= self.most
                 and request.lane.args == first.lane.args
                 and _alike(first.batch, request.batch)
                 and self.curve.pays(total, request.count)
@@ -155,6 +158,8 @@ class Host:
 
     def _serve(self, group: list[_Request]) -> None:
         began = self.board.begin(self.slot)
+        for request in group:
+            self.board.put(request.lane.slot, fields.COMPUTING_NS, began)
         total = sum(request.count for request in group)
         try:
             batch = _join([request.batch for request in group])

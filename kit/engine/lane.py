@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from kit.engine.dispatcher import Dispatcher
     from kit.engine.processes import Process
     from kit.engine.requests import Chunk
+    from kit.engine.topology import Topology
 
 
 class Lane:
@@ -25,15 +25,15 @@ class Lane:
         avoid_until: monotonic seconds before which no chunk is given, after a host was lost.
     """
 
-    def __init__(self, process: Process, channel: Channel, slot: int, mode: str, *, remote: bool) -> None:
+    def __init__(self, process: Process, channel: Channel, slot: int, topology: Topology, *, remote: bool) -> None:
         self.process = process
         self.channel = channel
         self.slot = slot
-        self.mode = mode
+        self.topology = topology
+        self.mode = topology.settings.mode
         self.hosts: set[int] | None = set() if remote else None
         self.avoid_until = 0.0
         self.in_flight: deque[Chunk] = deque()
-        self.head_since = 0.0
         self._args: Any = None
         self._model_ids: Any = None
 
@@ -46,10 +46,8 @@ class Lane:
         """True when the thread can compute."""
         return self.process.alive and self.hosts != set() and now >= self.avoid_until
 
-    def assign(self, chunk: Chunk, now: float) -> None:
+    def assign(self, chunk: Chunk) -> None:
         """Note that the chunk is the lane's; the dispatcher's lock is held."""
-        if not self.in_flight:
-            self.head_since = now
         self.in_flight.append(chunk)
 
     def take_back(self, chunk_id: int) -> Chunk | None:
@@ -57,7 +55,6 @@ class Lane:
         for chunk in self.in_flight:
             if chunk.id == chunk_id:
                 self.in_flight.remove(chunk)
-                self.head_since = time.monotonic()
                 return chunk
         return None
 
@@ -79,6 +76,8 @@ class Lane:
                 self.channel.send(protocol.ARGS, chunk.inference_args)
                 self._args = chunk.inference_args
             flags = protocol.ISOLATE if chunk.isolate else 0
+            if chunk.batch_timeout_s is not None:
+                flags |= protocol.ALONE
             return self.channel.send(
                 protocol.RUN, payload, request=chunk.id, flags=flags, attempt=min(chunk.attempts, 0xFFFF)
             )

@@ -13,3 +13,5 @@ ARGS, RUN, META, RESULT, FULL_RESULT, LOST = range(30, 36)
 
 #: flag of RUN: report failed examples one by one instead of failing the chunk
 ISOLATE = 1
+#: flag of RUN: the request has a time limit, so its batch is not to be joined with another's
+ALONE = 2

@@ -184,6 +184,10 @@ class Chunk:
     def isolate(self) -> bool:
         return self.parts[0].request.isolate
 
+    @property
+    def batch_timeout_s(self) -> float | None:
+        return self.parts[0].request.batch_timeout_s
+
     def payload(self) -> Any:
         """The examples, as a list or Rows."""
         if len(self.parts) == 1:

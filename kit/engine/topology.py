@@ -183,7 +183,7 @@ class Topology:
                     os.close(fd)
         process.lane_slots = slots
         for (ours, _), slot in zip(ends, slots, strict=True):
-            lane = Lane(process, ours.open(first=True, copy=True), slot, self.settings.mode, remote=remote)
+            lane = Lane(process, ours.open(first=True, copy=True), slot, self, remote=remote)
             process.lanes.append(lane)
         if role == "worker":
             with self._lock:
@@ -231,7 +231,7 @@ class Topology:
         """Give each thread of a worker a lane to a host, and wait until both have it."""
         pairs = [channel_pair() for _ in worker.lanes]
         try:
-            to_host = host.ask(protocol.ADD_LANE, None, tuple(fd for _, end in pairs for fd in end))
+            to_host = host.ask(protocol.ADD_LANE, worker.lane_slots, tuple(fd for _, end in pairs for fd in end))
             to_worker = worker.ask(protocol.ADD_HOST, host.index, tuple(fd for end, _ in pairs for fd in end))
         finally:
             for pair in pairs:
@@ -338,6 +338,8 @@ class Topology:
         if lane.hosts is None:
             return lane.process
         target = self.engine.board.get(lane.slot, fields.TARGET) - 1
+        if target < 0:
+            return lane.process  # in pre- or post-processing
         return next((host for host in self._of_role("host") if host.index == target), None)
 
     def _of_role(self, role: str) -> list[Process]:

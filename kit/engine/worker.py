@@ -23,6 +23,7 @@ from kit.engine.child import Context
 from kit.engine.loading import load
 from kit.engine.protocol import (
     ADD_HOST,
+    ALONE,
     ARGS,
     FAILED,
     FULL_RESULT,
@@ -87,6 +88,7 @@ class HostPool:
     def __init__(self, board: fields.Board, slot: int) -> None:
         self.board = board
         self.slot = slot
+        self.alone = False  # the request at hand is not to share a batch with another's
         self.hosts: dict[int, _HostLane] = {}
 
     def add(self, index: int, channel: Channel) -> None:
@@ -102,14 +104,16 @@ class HostPool:
         if not self.hosts:
             raise HostLost
         index = self._least_loaded()
+        self.board.put(self.slot, fields.COMPUTING_NS, 0)
         self.board.put(self.slot, fields.TARGET, index + 1)
         try:
-            return self.hosts[index].compute(batch, inference_args)
+            return self.hosts[index].compute(batch, inference_args, ALONE if self.alone else 0)
         except ChannelClosed as error:
             self.hosts = {number: lane for number, lane in self.hosts.items() if number != index}
             raise HostLost from error
         finally:
             self.board.put(self.slot, fields.TARGET, 0)
+            self.board.put(self.slot, fields.COMPUTING_NS, time.monotonic_ns())
 
     def _least_loaded(self) -> int:
         if len(self.hosts) == 1:
@@ -133,12 +137,12 @@ class _HostLane:
         self.model_id: str | None = None
         self.raw = False
 
-    def compute(self, batch: Any, inference_args: Mapping[str, Any] | None) -> Computed:
+    def compute(self, batch: Any, inference_args: Mapping[str, Any] | None, flags: int) -> Computed:
         channel = self.channel
         if inference_args != self.args:
             channel.send(ARGS, inference_args)
             self.args = inference_args
-        channel.send(RUN, batch)
+        channel.send(RUN, batch, flags=flags)
         while True:
             message = channel.recv()
             assert message is not None
@@ -182,6 +186,9 @@ class LaneThread:
     def _answer(self, message: Any) -> None:
         started = time.monotonic()
         began = self.board.begin(self.slot)
+        self.board.put(self.slot, fields.COMPUTING_NS, began)
+        if isinstance(self.runner.compute, HostPool):
+            self.runner.compute.alone = bool(message.flags & ALONE)
         count = batches = 0
         try:
             outcome = self.runner.run(message.value, self.args, isolate=bool(message.flags & ISOLATE))
@@ -196,6 +203,7 @@ class LaneThread:
         else:
             count, batches = len(outcome.values), len(outcome.batches)
             self._send(outcome, message.request, started)
+        self.board.put(self.slot, fields.COMPUTING_NS, 0)
         self.board.end(self.slot, began, count, batches)
 
     def _send(self, outcome: Outcome, request: int, started: float) -> None:
