@@ -90,13 +90,14 @@ def check_task(task: str) -> None:
         registry.check_task(task)
         return
     except Exception as error:
-        said = str(error).strip().partition("\n")[0]
+        # Its own message lists the tasks too; what it says of a task of a known name is kept.
+        said = "" if "available tasks are" in str(error) else f" ({str(error).strip()})"
     installed = f"the installed transformers {transformers.__version__}"
     replacement = _REPLACEMENTS.get("translation" if task.lower().startswith("translation") else task)
     if replacement:
         raise InvalidSetting(f"task={task!r}: {installed} has no such pipeline. Use {replacement}.")
     known = ", ".join(sorted(registry.get_supported_tasks()))
-    raise InvalidSetting(f"task={task!r}: {installed} refuses it ({said}). It has: {known}.")
+    raise InvalidSetting(f"task={task!r}: {installed} has no such pipeline{said}. It has: {known}.")
 
 
 class HuggingFacePipelineModelHandler(ModelHandler):

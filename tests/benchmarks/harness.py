@@ -81,11 +81,19 @@ def interleave(ours: Callable[[], object], peer: Callable[[], object], pairs: in
 
 
 def timed(job: Callable[[], object]) -> float:
-    """Seconds that a job takes; the garbage of what ran before isn't its business."""
+    """Seconds that a job takes.
+
+    Neither the garbage nor the libraries of what ran before are its business: full collections, which a
+    job that makes many objects pays for, would walk over all that other benchmarks have imported.
+    """
     gc.collect()
-    start = time.perf_counter()
-    result = job()
-    taken = time.perf_counter() - start
+    gc.freeze()
+    try:
+        start = time.perf_counter()
+        result = job()
+        taken = time.perf_counter() - start
+    finally:
+        gc.unfreeze()
     del result
     return taken
 

@@ -83,13 +83,13 @@ def client_of_host(deployment: kit.Deployment) -> Iterator[Any]:
 
     engine = deployment._engine
     host = next(process for process in engine.topology.processes if process.role == "host")
+    slot = engine.board.take()
     ours, theirs = channel_pair()
     try:
-        host.ask(ADD_LANE, None, tuple(theirs)).result(10)
+        host.ask(ADD_LANE, [slot], tuple(theirs)).result(10)
     finally:
         for fd in theirs:
             os.close(fd)
-    slot = engine.board.take()
     channel = ours.open(first=True)
     pool = HostPool(engine.board, slot)
     pool.add(host.index, channel)
