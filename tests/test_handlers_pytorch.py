@@ -29,7 +29,7 @@ class Net(torch.nn.Module):
         self.first = torch.nn.Linear(width, 8)
         self.last = torch.nn.Linear(8, out)
         self.drop = torch.nn.Dropout(0.5)
-        self.register_buffer("table", torch.linspace(0, 1, out), persistent=False)
+        self.register_buffer("table", torch.arange(out) / out, persistent=False)
 
     def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
         return scale * self.last(self.drop(torch.relu(self.first(x)))) + self.table
