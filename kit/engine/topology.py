@@ -86,7 +86,7 @@ class Topology:
     def _start_copy(self, role: str, index: int) -> None:
         """Start a process with a copy of its own; the first goes alone if its size decides about the others."""
         process = self._spawn_worker(index) if role == "worker" else self._spawn(role, index, {})
-        if index == 0 and self.settings.memory_budget and self.settings.copies > 1 and not self.engine.model_bytes:
+        if index == 0 and self.settings.memory_budget and not self.engine.model_bytes:
             self._await(process)
             self.settings.check_budget(self.model_bytes)
 
@@ -96,6 +96,7 @@ class Topology:
         self.segment, self.segment_fd = segment, fds[0]
         self.model_bytes = report["weights_bytes"]
         self.loader = loader
+        self.settings.check_budget(self.model_bytes)
         if sample:
             verdict, words = self.verify(sample, None)
             if verdict == "differs":

@@ -139,15 +139,9 @@ class Watch:
             rows.append({**self._identity(process), **_memory_columns(samples.get(process.pid), process)})
             rows[-1].update(self._work(process))
         pid = engine.forkserver.pid
-        rows.append(
-            {
-                "role": "forkserver",
-                "index": 0,
-                "pid": pid,
-                "mode": engine.settings.mode,
-                **_memory_columns(samples.get(pid), None),
-            }
-        )
+        if pid:  # of a closed deployment nothing is left
+            about = {"role": "forkserver", "index": 0, "pid": pid, "mode": engine.settings.mode}
+            rows.append({**about, **_memory_columns(samples.get(pid), None)})
         return rows
 
     def _identity(self, process: Process) -> dict[str, Any]:

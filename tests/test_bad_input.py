@@ -1,0 +1,490 @@
+"""Bad input: one clear error of our own with the numbers in it, nothing hanging, nothing orphaned.
+
+That nothing is orphaned is checked after every test by the fixture in conftest.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kit
+from kit import ModelHandler, RunInference, errors
+from kit.settings import MODES
+
+
+class Double(ModelHandler):
+    def load_model(self) -> Any:
+        return np.array([2])
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        return [example * int(model[0]) for example in batch]
+
+
+class Heavy(Double):
+    """Weighs 8 MB and says so only once it is loaded."""
+
+    def load_model(self) -> Any:
+        return np.full(1_000_000, 2)
+
+
+class Announced(Heavy):
+    """Weighs 8 MB and says so before; loading it is an error."""
+
+    def load_model(self) -> Any:
+        raise AssertionError("loaded although it doesn't fit")
+
+    def estimate_model_bytes(self) -> int:
+        return 8_000_000
+
+
+class LoadsAfter(ModelHandler):
+    """Fails to load, in a way of choice."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def load_model(self) -> Any:
+        if self.way == "raise":
+            raise RuntimeError("the weights of 7 layers are missing")
+        if self.way == "exit":
+            raise SystemExit(3)
+        if self.way == "missing file":
+            return open("/nowhere/model.bin", "rb")
+        os.kill(os.getpid(), signal.SIGKILL if self.way == "kill" else signal.SIGSEGV)
+        raise AssertionError("survived")
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        return batch
+
+
+@pytest.fixture(scope="module", params=["default", "large"])
+def double(request: pytest.FixtureRequest) -> Any:
+    with kit.deploy(Double(), mode=request.param) as deployment:
+        yield deployment
+
+
+def serves(deployment: Any) -> bool:
+    return [p.inference for p in deployment.predict([1, 2])] == [2, 4]
+
+
+# ---- settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mode": "huge"}, "mode='huge'.*'default', 'medium', 'large', 'shared'"),
+        ({"processes": 0}, "processes=0.*at least 1"),
+        ({"threads": 0}, "threads=0"),
+        ({"mode": "medium", "model_copies": 0}, "model_copies=0"),
+        ({"memory_budget": "two gigs"}, "memory_budget='two gigs'.*2GiB"),
+        ({"memory_budget": 0}, "memory_budget=0"),
+        ({"name": "mine"}, "name='mine'.*aren't part of this version"),
+        ({"keep_alive": 5}, "keep_alive=5"),
+    ],
+)
+def test_deploy_refuses_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.InvalidSetting, match=words):
+        kit.deploy(Announced(), **settings)
+
+
+@pytest.mark.parametrize("settings", [{"mode": "huge"}, {"processes": 0}, {"memory_budget": "x"}, {"threads": -1}])
+def test_switch_refuses_them_and_serves_on(double: Any, settings: dict[str, Any]) -> None:
+    mode = double.mode
+    with pytest.raises(errors.InvalidSetting):
+        double.switch(**settings)
+    assert double.mode == mode
+    assert serves(double)
+
+
+def test_threads_with_a_handler_that_is_not_thread_safe() -> None:
+    class Touchy(Double):
+        thread_safe = False
+
+    with pytest.raises(errors.InvalidSetting, match=r"threads=2: Touchy says thread_safe = False.*threads=1"):
+        kit.deploy(Touchy(), threads=2)
+
+
+@pytest.mark.parametrize("bad", [Double, 3, None, "model.pt", lambda batch: batch])
+def test_what_is_no_handler_is_refused(bad: Any) -> None:
+    with pytest.raises(errors.InvalidSetting):
+        kit.deploy(bad)
+
+
+def test_a_class_with_the_methods_but_not_derived_is_told_what_to_write() -> None:
+    class Plain:
+        def load_model(self) -> Any:
+            return 1
+
+        def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+            return batch
+
+    with pytest.raises(errors.InvalidSetting, match=r"class Plain\(kit.ModelHandler\)"):
+        kit.deploy(Plain())
+
+
+# ---- memory budget -------------------------------------------------------------------------------
+
+
+def test_a_size_known_before_is_refused_before_loading() -> None:
+    with pytest.raises(errors.BudgetExceeded) as caught:
+        kit.deploy(Announced(), processes=3, memory_budget="20MB")
+    words = str(caught.value)
+    assert "3 × 8 MB = 24 MB" in words
+    assert "20 MB" in words
+    assert "can only fit 2" in words
+    assert "'default' with processes=2" in words
+    assert "'shared'" in words
+
+
+@pytest.mark.parametrize("mode", ["default", "medium"])
+def test_a_size_known_after_the_first_copy_is_refused_then(mode: str) -> None:
+    with pytest.raises(errors.BudgetExceeded, match="can only fit 1"):
+        kit.deploy(Heavy(), mode=mode, memory_budget="10MB")
+
+
+@pytest.mark.parametrize("mode", ["large", "shared"])
+def test_one_copy_too_large_is_refused(mode: str) -> None:
+    with pytest.raises(errors.BudgetExceeded, match="No mode fits"):
+        kit.deploy(Heavy(), mode=mode, memory_budget="1MB")
+
+
+def test_a_switch_over_the_budget_leaves_the_old_mode_serving() -> None:
+    with kit.deploy(Heavy(), mode="large", memory_budget="10MB") as deployment:
+        with pytest.raises(errors.BudgetExceeded, match="2 × 8 MB"):
+            deployment.switch("default")
+        assert deployment.mode == "large"
+        assert serves(deployment)
+        with pytest.raises(errors.BudgetExceeded):
+            deployment.switch(memory_budget="1MB")
+        assert deployment.settings.memory_budget == 10_000_000
+        assert serves(deployment)
+
+
+# ---- handlers and weights ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_error_in_load_model_comes_with_the_workers_traceback(mode: str) -> None:
+    with pytest.raises(errors.ModelLoadFailed, match="the weights of 7 layers are missing") as caught:
+        kit.deploy(LoadsAfter("raise"), mode=mode)
+    assert "load_model" in caught.value.remote_traceback
+    assert "RuntimeError" in caught.value.remote_traceback
+    assert "in the serving process" in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["default", "large"])
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [("kill", "SIGKILL.*memory.*while it loaded the model"), ("crash", "SIGSEGV"), ("exit", "SystemExit: 3")],
+)
+def test_a_process_that_dies_while_loading(mode: str, way: str, words: str) -> None:
+    with pytest.raises(errors.ModelLoadFailed, match=words):
+        kit.deploy(LoadsAfter(way), mode=mode)
+
+
+def test_a_loader_of_shared_that_dies_is_no_endless_wait() -> None:
+    with pytest.raises(errors.ModelLoadFailed, match="SIGKILL"):
+        kit.deploy(LoadsAfter("kill"), mode="shared")
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(errors.ModelLoadFailed, match="FileNotFoundError.*/nowhere/model.bin"):
+        kit.deploy(LoadsAfter("missing file"))
+    with pytest.raises(errors.ModelLoadFailed, match="FileNotFoundError.*/nowhere/model.bin"):
+        [1] | RunInference(LoadsAfter("missing file"))
+
+
+def test_a_failed_load_here_is_tried_again() -> None:
+    handler = LoadsAfter("raise")
+    for _ in range(2):
+        with pytest.raises(errors.ModelLoadFailed, match="7 layers"):
+            [1] | RunInference(handler)
+
+
+def _torch_handler(path: Path, inputs: int = 3) -> Any:
+    torch = pytest.importorskip("torch")
+    from kit.handlers import PytorchModelHandlerTensor
+
+    return PytorchModelHandlerTensor(str(path), torch.nn.Linear, {"in_features": inputs, "out_features": 1})
+
+
+def _save_weights(path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(3, 1).state_dict(), path)
+
+
+def test_weights_that_are_missing_corrupt_or_do_not_fit(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "model.pt"
+
+    def message(inputs: int) -> str:
+        with pytest.raises(errors.WeightsFileError) as caught:
+            [torch.ones(inputs)] | RunInference(_torch_handler(path, inputs))
+        return str(caught.value)
+
+    assert "model.pt" in message(3)
+    path.write_bytes(b"these are no weights")
+    assert "model.pt" in message(3)
+    _save_weights(path)
+    words = message(5)
+    assert all(word in words for word in ("weight", "3", "5"))
+    with pytest.raises(errors.WeightsFileError) as caught:
+        kit.deploy(_torch_handler(path, 5))
+    assert words in str(caught.value), "the same error in a worker"
+    assert "load_model" in caught.value.remote_traceback
+
+
+def test_an_update_to_weights_that_do_not_load_leaves_the_old_model_serving(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    _save_weights(tmp_path / "model.pt")
+    with kit.deploy(_torch_handler(tmp_path / "model.pt"), processes=1) as deployment:
+        before = deployment.predict([torch.ones(3)])
+        (tmp_path / "next.pt").write_bytes(b"no weights")
+        for path in ("next.pt", "missing.pt"):
+            with pytest.raises(errors.KitError, match=path):
+                deployment.update_model(str(tmp_path / path))
+        after = deployment.predict([torch.ones(3)])
+        assert after[0].model_id == before[0].model_id
+        assert torch.equal(after[0].inference, before[0].inference)
+
+
+def test_update_model_wants_a_path_or_a_handler(double: Any) -> None:
+    with pytest.raises(errors.InvalidSetting, match="give a path or a model handler"):
+        double.update_model(3)
+
+
+def test_a_handler_that_cannot_be_pickled_names_the_attribute() -> None:
+    handler = Double()
+    handler.guard = threading.Lock()  # type: ignore[attr-defined]
+    with pytest.raises(errors.HandlerNotPicklable, match=r"Double\.guard \(a lock\).*load_model"):
+        kit.deploy(handler)
+    assert ([2] | RunInference(handler))[0].inference == 4, "in this process it needn't travel"
+
+
+def test_a_class_that_refers_to_what_cannot_be_pickled() -> None:
+    guard = threading.Lock()
+
+    class Closes(Double):
+        def load_model(self) -> Any:
+            with guard:
+                return np.array([2])
+
+    with pytest.raises(errors.HandlerNotPicklable, match="Closes can't travel"):
+        kit.deploy(Closes())
+
+
+def test_an_update_to_a_handler_that_cannot_be_pickled_serves_on(double: Any) -> None:
+    handler = Double()
+    handler.guard = threading.Lock()  # type: ignore[attr-defined]
+    with pytest.raises(errors.HandlerNotPicklable, match="guard"):
+        double.update_model(handler)
+    assert serves(double)
+
+
+def test_a_library_to_preload_that_is_missing_is_named() -> None:
+    class Needs(Double):
+        preload = ("no_such_library",)
+
+    with pytest.raises(errors.PreloadFailed, match="no_such_library"):
+        kit.deploy(Needs())
+
+
+def test_a_library_that_ends_the_process_on_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ends_at_once.py").write_text("raise SystemExit(4)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    class Needs(Double):
+        preload = ("ends_at_once",)
+
+    with pytest.raises(errors.PreloadFailed, match="ends_at_once"):
+        kit.deploy(Needs())
+
+
+def test_a_model_that_cannot_be_pickled_cannot_be_shared() -> None:
+    class Opaque(Double):
+        def load_model(self) -> Any:
+            return [threading.Lock(), 2]
+
+        def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+            return [example * model[1] for example in batch]
+
+    with pytest.raises(errors.SharedModeUnavailable, match="Opaque.*pickled.*Use mode 'large'"):
+        kit.deploy(Opaque(), mode="shared")
+    with kit.deploy(Opaque(), mode="large") as deployment:
+        with pytest.raises(errors.SharedModeUnavailable):
+            deployment.switch("shared")
+        assert deployment.mode == "large"
+        assert serves(deployment)
+
+
+def test_a_handler_without_its_methods_says_which_to_write() -> None:
+    with pytest.raises(errors.ModelLoadFailed, match=r"ModelHandler has no load_model\(self\)"):
+        kit.deploy(ModelHandler())
+
+    class Half(ModelHandler):
+        def load_model(self) -> Any:
+            return 1
+
+    with pytest.raises(errors.InferenceFailed, match="Half has no run_inference"):
+        [1] | RunInference(Half())
+
+
+# ---- predictions ---------------------------------------------------------------------------------
+
+
+class WrongCount(Double):
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        return list(batch)[1:] if batch[0] < 10 else [*batch, 0]
+
+
+@pytest.fixture(scope="module", params=["here", "default", "large"])
+def wrong_count(request: pytest.FixtureRequest) -> Any:
+    handler = WrongCount(max_batch_size=8)
+    if request.param == "here":
+        yield handler
+        return
+    with kit.deploy(handler, mode=request.param) as deployment:
+        yield deployment
+
+
+def test_a_wrong_number_of_predictions_is_an_error_with_both_numbers(wrong_count: Any) -> None:
+    with pytest.raises(errors.WrongPredictionCount, match="WrongCount.*returned 2 predictions for a batch of 3"):
+        [1, 2, 3] | RunInference(wrong_count)
+    with pytest.raises(errors.WrongPredictionCount, match="returned 4 predictions for a batch of 3"):
+        [11, 12, 13] | RunInference(wrong_count)
+
+
+def test_with_exception_handling_a_wrong_number_fails_its_batch(wrong_count: Any) -> None:
+    results = [1, 2, 3] | RunInference(wrong_count).with_exception_handling()
+    assert [type(failure.error) for failure in results.failures] == [errors.WrongPredictionCount] * 3
+
+
+def test_predictions_that_are_none_are_an_error() -> None:
+    class Forgets(Double):
+        def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+            return None
+
+    with pytest.raises(errors.InferenceFailed, match="Forgets"):
+        [1] | RunInference(Forgets())
+
+
+class LockForOdd(Double):
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        return [threading.Lock() if example % 2 else example for example in batch]
+
+
+@pytest.mark.parametrize("mode", ["default", "large"])
+def test_predictions_that_cannot_be_pickled(mode: str) -> None:
+    with kit.deploy(LockForOdd(), mode=mode, processes=1) as deployment:
+        with pytest.raises(errors.InferenceFailed, match="pickle.*lock"):
+            deployment.predict([1])
+        results = [1, 2, 3, 4] | RunInference(deployment).with_exception_handling()
+        assert [failure.example for failure in results.failures] == [1, 3]
+        assert [p.inference for p in results.succeeded] == [2, 4]
+        for _ in range(100):  # no slot of the transport may be lost on the way
+            with pytest.raises(errors.InferenceFailed):
+                deployment.predict([1])
+        assert [p.inference for p in deployment.predict([2, 4])] == [2, 4]
+
+
+def test_examples_that_cannot_be_pickled(double: Any) -> None:
+    lock = threading.Lock()
+    with pytest.raises(errors.InferenceFailed, match="can't be sent to a worker process.*lock"):
+        double.predict([1, lock])
+    results = [1, lock, 3] | RunInference(double).with_exception_handling()
+    assert [p.inference for p in results.succeeded] == [2, 6]
+    assert [failure.example for failure in results.failures] == [lock]
+    assert serves(double)
+
+
+def test_another_callers_bad_example_fails_only_his_request(double: Any) -> None:
+    futures = []
+    for number in range(40):
+        futures.append(double.submit([threading.Lock()] if number % 4 == 0 else [number]))
+    for number, future in enumerate(futures):
+        if number % 4 == 0:
+            with pytest.raises(errors.InferenceFailed):
+                future.result(30)
+        else:
+            assert future.result(30)[0].inference == 2 * number
+
+
+def test_an_iterator_is_sent_to_run_inference(double: Any) -> None:
+    for ask in (double.predict, double.submit):
+        with pytest.raises(errors.UnsupportedInput, match=r"RunInference\(deployment\)"):
+            ask(iter([1]))
+    with pytest.raises(errors.UnsupportedInput, match="one string"):
+        double.predict("text")
+
+
+def test_a_deadline_that_passes() -> None:
+    class Sleepy(Double):
+        def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+            threading.Event().wait(0.3)
+            return super().run_inference(batch, model, inference_args)
+
+    with kit.deploy(Sleepy(max_batch_size=1), processes=1) as deployment:
+        with pytest.raises(errors.DeadlineExceeded, match=r"of 4 examples had no answer after 0\.\d+ s"):
+            deployment.predict([1, 2, 3, 4], timeout=0.2)
+        with pytest.raises(TimeoutError):
+            deployment.submit([1, 2, 3, 4], deadline=0.1).result(30)
+        assert serves(deployment)
+        with pytest.raises(errors.InvalidSetting, match="deadline=0"):
+            deployment.submit([1], deadline=0)
+
+
+# ---- the end -------------------------------------------------------------------------------------
+
+
+def test_a_closed_deployment_says_so_everywhere() -> None:
+    deployment = kit.deploy(Double())
+    waiting = deployment.submit([1])
+    waiting.result(30)
+    deployment.close()
+    deployment.close()
+    assert deployment.closed
+    uses = [
+        lambda: deployment.predict([1]),
+        lambda: deployment.submit([1]),
+        lambda: [1] | RunInference(deployment),
+        lambda: iter([1]) | RunInference(deployment),
+        lambda: deployment.switch("large"),
+        lambda: deployment.update_model(Double()),
+    ]
+    for use in uses:
+        with pytest.raises(errors.DeploymentClosed, match="deploy"):
+            use()
+    assert "closed" in repr(deployment)
+    assert "closed" in deployment._repr_mimebundle_()["text/html"]
+    assert len(deployment.stats()) == 0
+
+
+def test_closing_fails_what_waits_and_does_not_hang() -> None:
+    class Sleepy(Double):
+        def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+            threading.Event().wait(30)
+            return batch
+
+    deployment = kit.deploy(Sleepy(max_batch_size=1), processes=1)
+    futures = [deployment.submit([number]) for number in range(5)]
+    deployment.close()
+    for future in futures:
+        with pytest.raises(errors.DeploymentClosed):
+            future.result(5)
+
+
+def test_errors_survive_pickling_with_their_traceback() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(errors.InferenceFailed("it failed", "Traceback: here")))
+    assert isinstance(error, errors.InferenceFailed)
+    assert str(error) == "it failed\n  in the serving process:\n    Traceback: here"
