@@ -165,8 +165,9 @@ class RunInference:
 
         def next_results() -> list[Any]:
             nonlocal free_at
-            sent = ahead.popleft()
+            sent = ahead[0]
             results = sent.future.result()
+            ahead.popleft()  # only now: an interrupted wait leaves it to be cancelled
             windows.answered(sent.count, sent.done_at - max(sent.sent_at, free_at))
             free_at = sent.done_at
             return results

@@ -197,9 +197,9 @@ def test_a_loader_of_shared_that_dies_is_no_endless_wait() -> None:
 
 
 def test_a_missing_file_is_named() -> None:
-    with pytest.raises(errors.ModelLoadFailed, match="FileNotFoundError.*/nowhere/model.bin"):
+    with pytest.raises(errors.ModelLoadFailed, match=r"FileNotFoundError.*/nowhere/model.bin"):
         kit.deploy(LoadsAfter("missing file"))
-    with pytest.raises(errors.ModelLoadFailed, match="FileNotFoundError.*/nowhere/model.bin"):
+    with pytest.raises(errors.ModelLoadFailed, match=r"FileNotFoundError.*/nowhere/model.bin"):
         [1] | RunInference(LoadsAfter("missing file"))
 
 
@@ -317,7 +317,7 @@ def test_a_model_that_cannot_be_pickled_cannot_be_shared() -> None:
         def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
             return [example * model[1] for example in batch]
 
-    with pytest.raises(errors.SharedModeUnavailable, match="Opaque.*pickled.*Use mode 'large'"):
+    with pytest.raises(errors.SharedModeUnavailable, match=r"Opaque.*pickled.*Use mode 'large'"):
         kit.deploy(Opaque(), mode="shared")
     with kit.deploy(Opaque(), mode="large") as deployment:
         with pytest.raises(errors.SharedModeUnavailable):
@@ -357,7 +357,7 @@ def wrong_count(request: pytest.FixtureRequest) -> Any:
 
 
 def test_a_wrong_number_of_predictions_is_an_error_with_both_numbers(wrong_count: Any) -> None:
-    with pytest.raises(errors.WrongPredictionCount, match="WrongCount.*returned 2 predictions for a batch of 3"):
+    with pytest.raises(errors.WrongPredictionCount, match=r"WrongCount.*returned 2 predictions for a batch of 3"):
         [1, 2, 3] | RunInference(wrong_count)
     with pytest.raises(errors.WrongPredictionCount, match="returned 4 predictions for a batch of 3"):
         [11, 12, 13] | RunInference(wrong_count)
@@ -385,7 +385,7 @@ class LockForOdd(Double):
 @pytest.mark.parametrize("mode", ["default", "large"])
 def test_predictions_that_cannot_be_pickled(mode: str) -> None:
     with kit.deploy(LockForOdd(), mode=mode, processes=1) as deployment:
-        with pytest.raises(errors.InferenceFailed, match="pickle.*lock"):
+        with pytest.raises(errors.InferenceFailed, match=r"pickle.*lock"):
             deployment.predict([1])
         results = [1, 2, 3, 4] | RunInference(deployment).with_exception_handling()
         assert [failure.example for failure in results.failures] == [1, 3]
@@ -398,7 +398,7 @@ def test_predictions_that_cannot_be_pickled(mode: str) -> None:
 
 def test_examples_that_cannot_be_pickled(double: Any) -> None:
     lock = threading.Lock()
-    with pytest.raises(errors.InferenceFailed, match="can't be sent to a worker process.*lock"):
+    with pytest.raises(errors.InferenceFailed, match=r"can't be sent to a worker process.*lock"):
         double.predict([1, lock])
     results = [1, lock, 3] | RunInference(double).with_exception_handling()
     assert [p.inference for p in results.succeeded] == [2, 6]

@@ -23,7 +23,9 @@ FIELDS = 16
     TARGET,  # 1 + index of the model host that this worker thread asks, 0 when none
     COALESCED,  # requests that shared a batch with another's
     COMPUTING_NS,  # start of the step in which a worker thread's chunk is, 0 while it waits for a host to take it
-) = range(8)
+    CANCELLED,  # id of a worker thread's chunk that nobody waits for any more; written by the owner
+    ALSO_CANCELLED,  # id of another
+) = range(10)
 
 
 class Board:

@@ -109,6 +109,9 @@ class Dispatcher:
             request.untaken = 0
             if request in self.requests:
                 self.requests.remove(request)
+            if left:
+                for lane in (*self.lanes, *self.draining):
+                    lane.cancel()
             self.room.notify_all()
 
     # ---- giving out work ---------------------------------------------------------------------

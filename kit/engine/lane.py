@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
+from kit.engine import board as fields
 from kit.engine import protocol
 from kit.engine.transport import Channel, ChannelClosed
 
@@ -57,6 +58,12 @@ class Lane:
                 self.in_flight.remove(chunk)
                 return chunk
         return None
+
+    def cancel(self) -> None:
+        """Let the thread stop at chunks that nobody waits for any more; the dispatcher's lock is held."""
+        board = self.topology.engine.board
+        for field, chunk in zip((fields.CANCELLED, fields.ALSO_CANCELLED), self.in_flight, strict=False):
+            board.put(self.slot, field, chunk.id if chunk.ended else 0)
 
     def take_back_all(self) -> list[Chunk]:
         """Remove all chunks, oldest first."""

@@ -118,18 +118,28 @@ class Runner:
         self._pre = list(handler.get_preprocess_fns())
         self._post = list(handler.get_postprocess_fns())
         self._skip_batching = bool(handler.should_skip_batching())
+        self._check: Callable[[], None] = lambda: None
         self.batch_size: int | None = self._options.get("max_batch_size")
         smallest = self._options.get("min_batch_size") or 4
         self.sizer = batching.BatchSizer(smallest, max(smallest, batching.MAX_BATCH_SIZE))
 
-    def run(self, examples: Any, inference_args: Mapping[str, Any] | None = None, *, isolate: bool = False) -> Outcome:
+    def run(
+        self,
+        examples: Any,
+        inference_args: Mapping[str, Any] | None = None,
+        *,
+        isolate: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> Outcome:
         """Run a list or Rows of examples.
 
-        With `isolate`, an example that fails is reported in ``troubles`` and the others go on.
+        With `isolate`, an example that fails is reported in ``troubles`` and the others go on. `check` is
+        called before each batch and raises what shall end the run.
 
         Raises:
             InferenceFailed: without `isolate`, on the first failure, with the traceback.
         """
+        self._check = check
         troubles: dict[int, Trouble] = {}
         originals = examples
         if self._pre:
@@ -162,6 +172,7 @@ class Runner:
         growing = not (self.sizer.settled or self._options.get("max_batch_size") or len(plan) < 2)
         position = 0
         while position < len(plan):
+            self._check()
             indices = plan[position]
             position += 1
             batch = pick(examples, indices)

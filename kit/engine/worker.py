@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kit import errors
@@ -41,6 +41,10 @@ from kit.engine.transport import Channel, ChannelClosed, Ends
 
 class HostLost(BaseException):
     """The model host that was asked is gone; not an error of the example."""
+
+
+class Unwanted(BaseException):
+    """The chunk at hand was cancelled; what is left of it needn't be computed."""
 
 
 def main(context: Context) -> int:
@@ -191,7 +195,12 @@ class LaneThread:
             self.runner.compute.alone = bool(message.flags & ALONE)
         count = batches = 0
         try:
-            outcome = self.runner.run(message.value, self.args, isolate=bool(message.flags & ISOLATE))
+            outcome = self.runner.run(
+                message.value, self.args, isolate=bool(message.flags & ISOLATE), check=self._check_for(message.request)
+            )
+        except Unwanted:
+            trouble = Trouble("InferenceFailed", "nobody waits for these examples any more.", "")
+            self.lane.send(FAILED, trouble, request=message.request, stamp=started)
         except HostLost:
             self.lane.send(LOST, request=message.request, stamp=started)
         except errors.KitError as error:
@@ -205,6 +214,15 @@ class LaneThread:
             self._send(outcome, message.request, started)
         self.board.put(self.slot, fields.COMPUTING_NS, 0)
         self.board.end(self.slot, began, count, batches)
+
+    def _check_for(self, chunk_id: int) -> Callable[[], None]:
+        get, slot = self.board.get, self.slot
+
+        def check() -> None:
+            if get(slot, fields.CANCELLED) == chunk_id or get(slot, fields.ALSO_CANCELLED) == chunk_id:
+                raise Unwanted
+
+        return check
 
     def _send(self, outcome: Outcome, request: int, started: float) -> None:
         spent = sum(seconds for _, seconds in outcome.batches)
