@@ -209,4 +209,6 @@ def environment() -> dict[str, str]:
     found = {name: "1" for name in THREAD_VARIABLES if name not in os.environ}
     found.setdefault("OMP_WAIT_POLICY", os.environ.get("OMP_WAIT_POLICY", "passive"))
     found["TOKENIZERS_PARALLELISM"] = os.environ.get("TOKENIZERS_PARALLELISM", "false")
+    # pyarrow, which pandas imports, would start a thread of its memory allocator before the fork.
+    found.setdefault("JE_ARROW_MALLOC_CONF", os.environ.get("JE_ARROW_MALLOC_CONF", "background_thread:false"))
     return found
