@@ -219,7 +219,8 @@ class LaneThread:
         get, slot = self.board.get, self.slot
 
         def check() -> None:
-            if get(slot, fields.CANCELLED) == chunk_id or get(slot, fields.ALSO_CANCELLED) == chunk_id:
+            # Ids begin at 1; quarantine sends none.
+            if chunk_id and chunk_id in (get(slot, fields.CANCELLED), get(slot, fields.ALSO_CANCELLED)):
                 raise Unwanted
 
         return check
