@@ -491,7 +491,8 @@ def test_cancelled_windows_are_not_computed() -> None:
 
 
 def test_a_slow_source_gets_each_answer_before_it_is_asked_again(double: Any) -> None:
-    source = Source(5, gap_s=0.2)
+    [0] | RunInference(double)
+    source = Source(4, gap_s=0.4)
     for number, prediction in enumerate(source | RunInference(double)):
         assert prediction == (number, 2 * number, None)
         assert source.pulled == number + 1
