@@ -28,7 +28,6 @@ def figures() -> list[Figure]:
         whole = harness.interleave(
             lambda: deployment.predict(ints), lambda: _beam(ints), repeats, warm=0 if harness.quick else 1
         )
-        warm = Pairs([min(harness.timed(lambda: deployment.predict(ints)) for _ in range(3))] * repeats, whole.peer)
         start = [harness.timed(lambda: _beam(ints[:100])) for _ in range(repeats)]
         numpy_s = statistics.median(harness.timed(lambda: deployment.predict(rows)) for _ in range(5))
     work = Pairs(whole.ours, [max(all_s - statistics.median(start), 1e-3) for all_s in whole.peer])
@@ -37,7 +36,6 @@ def figures() -> list[Figure]:
         whole.figure(f"identity, {what}, vs Beam multi_processing", count, AT_LEAST, digits=1),
         work.figure(f"  {what}: without Beam's start of {statistics.median(start):.1f} s", count, None, digits=1),
         cold.figure(f"  {what}: our deploy and close counted too", count, None, digits=1),
-        Figure(f"  {what}: best of 3", harness.rate(count / warm.ours[0]), "", ""),
         Figure(f"  {count:,} numpy rows [8], 2 workers", harness.rate(count / numpy_s), "", ""),
     ]
 
