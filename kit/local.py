@@ -102,7 +102,7 @@ class LocalServing:
                 raise
             cost = (time.perf_counter() - began) / max(1, len(indices))
             self._cost_s = cost if not self._cost_s else (self._cost_s + cost) / 2
-            _answer(request, indices, outcome)
+            request.settle(indices, outcome.values, outcome.model_ids, outcome.plain, outcome.troubles)
 
     def _runner(self, handler: Any) -> Runner:
         runner = Runner(handler, LocalModel(handler, self.model))
@@ -145,23 +145,9 @@ def _resolve(future: Future[Outcome], compute: Any) -> None:
 
 
 def _all_fail(request: Request, indices: Any, error: errors.KitError) -> None:
-    trouble = Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback)
+    trouble = Trouble.of(error)
     for index in indices:
         request.fail(index, trouble)
-
-
-def _answer(request: Request, indices: Any, outcome: Outcome) -> None:
-    troubles = outcome.troubles
-    if not troubles:
-        request.answer(indices, outcome.values, outcome.model_ids, outcome.plain)
-        return
-    good = [at for at in range(len(indices)) if at not in troubles]
-    if good:
-        ids = outcome.model_ids
-        ids = [ids[at] for at in good] if isinstance(ids, list) else ids
-        request.answer([indices[at] for at in good], [outcome.values[at] for at in good], ids, outcome.plain)
-    for at, trouble in troubles.items():
-        request.fail(indices[at], trouble)
 
 
 _servings: ByIdentity[LocalServing] = ByIdentity()
@@ -174,7 +160,7 @@ def serving_of(handler: Any) -> LocalServing:
     Raises:
         ModelLoadFailed: ``load_model`` raised; the error is the cause.
     """
-    origin = getattr(handler, "_origin", None) or handler
+    origin = _origin_of(handler)
     with _guard:
         serving = _servings.get(origin) or _servings.put(origin, LocalServing(handler))
     serving.load(handler)
@@ -183,10 +169,15 @@ def serving_of(handler: Any) -> LocalServing:
 
 def forget(handler: Any) -> None:
     """Drop the loaded model; the next use loads it again."""
-    serving = _servings.get(getattr(handler, "_origin", None) or handler)
+    serving = _servings.get(_origin_of(handler))
     if serving is not None:
         with serving.lock:
             serving.loaded, serving.model = False, None
+
+
+def _origin_of(handler: Any) -> Any:
+    """The handler whose model this one uses: itself, or what ``with_preprocess_fn`` and the like copied it from."""
+    return getattr(handler, "_origin", None) or handler
 
 
 def run(handler: Any, request: Request) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from kit.errors import BudgetExceeded, InvalidSetting
@@ -96,9 +96,6 @@ class Settings:
     def copies(self) -> int:
         """Copies of the weights that are kept."""
         return self.model_copies
-
-    def without_budget(self) -> Settings:
-        return replace(self, memory_budget=None)
 
     def check_budget(self, model_bytes: int | None) -> None:
         """Raise BudgetExceeded when the copies don't fit, saying how many would and which modes."""

@@ -43,12 +43,24 @@ class Wide(kit.ModelHandler):
             return list(model(torch.stack(list(batch)))[:, :8])
 
 
+class Doubling(kit.ModelHandler):
+    """Doubles numbers; its model notes the sizes of the batches that it saw."""
+
+    def load_model(self) -> list[int]:
+        return []
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> list[Any]:
+        model.append(len(batch))
+        return [example * 2 for example in batch]
+
+
 @contextmanager
 def clients(
     deployment: Any,
     draw_request: Callable[[random.Random], list[Any]],
     check: Callable[[list[Any], list[Any]], bool],
     count: int = 4,
+    timeout: float = 120,
 ) -> Iterator[tuple[list[str], list[int]]]:
     """Clients that ask all the time and have each answer checked; yields what went wrong, and how much was answered."""
     wrong: list[str] = []
@@ -60,7 +72,7 @@ def clients(
         while not stop.is_set():
             request = draw_request(draw)
             try:
-                predictions = deployment.predict(request, timeout=120)
+                predictions = deployment.predict(request, timeout=timeout)
             except Exception as error:
                 wrong.append(f"{type(error).__name__}: {error}"[:500])
                 return
@@ -76,5 +88,5 @@ def clients(
     finally:
         stop.set()
         for thread in threads:
-            thread.join(180)
+            thread.join(1.5 * timeout)
         assert not any(thread.is_alive() for thread in threads), "a client hangs"

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,9 @@ from kit.errors import (
     UnsupportedInput,
 )
 from kit.handler import ModelHandler
+from tests.models import Doubling
 
 GB, MB = 1_000_000_000, 1_000_000
-
-
-class Doubling(ModelHandler):
-    """Doubles numbers; its model notes the sizes of the batches that it saw."""
-
-    def load_model(self) -> list[int]:
-        return []
-
-    def run_inference(self, batch: Sequence[Any], model: Any, inference_args: Any = None) -> list[Any]:
-        model.append(len(batch))
-        return [example * 2 for example in batch]
 
 
 # ---- settings -------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from kit.errors import (
 from kit.handler import ModelHandler, PredictionResult
 from kit.memory import process_memory
 from kit.metrics import LatencyHistogram
+from tests.models import Doubling
 
 GB, MB = 1_000_000_000, 1_000_000
 
@@ -141,17 +141,6 @@ def test_peak_pss_keeps_the_highest_sum() -> None:
 
 
 # ---- the bare loop --------------------------------------------------------------------------------
-
-
-class Doubling(ModelHandler):
-    """Doubles numbers; its model notes the sizes of the batches that it saw."""
-
-    def load_model(self) -> list[int]:
-        return []
-
-    def run_inference(self, batch: Sequence[Any], model: Any, inference_args: Any = None) -> list[Any]:
-        model.append(len(batch))
-        return [example * 2 for example in batch]
 
 
 def test_the_bare_loop_measures_in_a_process_of_its_own() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -131,4 +132,4 @@ def test_the_modes_named_as_fitting_do_fit(mode: str) -> None:
     settings = Settings.make(kit.ModelHandler(), mode, 2, memory_budget=800_000_000)
     settings.check_budget(400_000_000)
     settings.check_budget(None)
-    settings.without_budget().check_budget(10**12)
+    replace(settings, memory_budget=None).check_budget(10**12)

@@ -72,10 +72,6 @@ class Arena:
             self._live.pop(low.bit_length() - 1, None)
             mask ^= low
 
-    @property
-    def used_slots(self) -> int:
-        return len(self._live)
-
     def array(self, offset: int, size: int) -> np.ndarray[Any, Any]:
         """A new uint8 array over the bytes; hand out memoryviews of it, and it lives while any of them does."""
         return self._bytes[offset : offset + size]

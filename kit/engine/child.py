@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from kit.engine import board as fields
@@ -35,6 +36,14 @@ class Context:
         """Open the next channel end among the descriptors that came with the configuration."""
         sock, memory = self.fds.pop(0), self.fds.pop(0)
         return Ends(sock, memory).open(first=False)
+
+    def loaded(self, load: Callable[[], tuple[Any, dict[str, Any]]]) -> tuple[Any, dict[str, Any]] | None:
+        """What `load` gives, a model and its report; None when it failed, which is reported."""
+        try:
+            return load()
+        except BaseException as error:
+            self.fail("ModelLoadFailed", f"load_model of {type(self.handler).__name__} failed", error)
+            return None
 
     def fail(self, kind: str, what: str, error: BaseException) -> None:
         """Report that this process can't serve."""
@@ -82,7 +91,6 @@ def _prepare(context: Context) -> bool:
     import cloudpickle
 
     try:
-        os.environ.update(context.config["env"])
         context.handler = cloudpickle.loads(context.config["handler"])
         context.handler.set_environment_vars()
         _limit_threads()

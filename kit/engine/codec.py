@@ -63,6 +63,23 @@ class Rows(Sequence[Any]):
         return list(unbind(0)) if unbind is not None else list(self.stacked)
 
 
+def concatenate(parts: list[Any]) -> Any:
+    """Join lists and `Rows`: Rows where all are alike, a list otherwise."""
+    if all(type(part) is Rows for part in parts):
+        blocks = [part.stacked for part in parts]
+        first = blocks[0]
+        if all(b.dtype == first.dtype and b.shape[1:] == first.shape[1:] for b in blocks):
+            if hasattr(first, "unbind"):
+                import torch
+
+                return Rows(torch.cat(blocks))
+            return Rows(np.concatenate(blocks))
+    values: list[Any] = []
+    for part in parts:
+        values += part
+    return values
+
+
 class Payload:
     """An encoded object: `head` bytes, sizes of the buffers, and how to write each one."""
 
@@ -234,14 +251,14 @@ def with_long_head(payload: Payload) -> Payload:
     """The same payload as one buffer: a table of sizes, the head, the buffers, for heads too long for a socket."""
     kind, head, sizes, fills = payload.kind, payload.head, payload.sizes, payload.fills
     table = pickle.dumps((kind, len(head), sizes), protocol=5)
-    starts, at = [], _aligned(len(table)) + _aligned(len(head))
+    starts, at = [], aligned(len(table)) + aligned(len(head))
     for size in sizes:
         starts.append(at)
-        at += _aligned(size)
+        at += aligned(size)
 
     def fill(target: memoryview) -> None:
         target[: len(table)] = table
-        start = _aligned(len(table))
+        start = aligned(len(table))
         target[start : start + len(head)] = head
         for size, start, write in zip(sizes, starts, fills, strict=True):
             write(target[start : start + size])
@@ -252,15 +269,16 @@ def with_long_head(payload: Payload) -> Payload:
 def _decode_long(head: bytes | memoryview, block: Any) -> Any:
     (table_size,) = struct.unpack("<I", head)
     kind, head_size, sizes = pickle.loads(block[:table_size])
-    start = _aligned(table_size)
+    start = aligned(table_size)
     inner = block[start : start + head_size]
-    start += _aligned(head_size)
+    start += aligned(head_size)
     buffers = []
     for size in sizes:
         buffers.append(block[start : start + size])
-        start += _aligned(size)
+        start += aligned(size)
     return decode(kind, inner, buffers)
 
 
-def _aligned(size: int) -> int:
+def aligned(size: int) -> int:
+    """`size` rounded up to whole cache lines."""
     return (size + ALIGN - 1) & -ALIGN

@@ -45,7 +45,6 @@ class Engine:
         self.handler = handler
         self.settings = settings
         handler_bytes = pack(handler)
-        self.env: dict[str, str] = {}
         self.model_bytes: int | None = _estimate(handler)
         self.alive = True
         self.history = History()

@@ -64,7 +64,6 @@ class Dispatcher:
     def use(self, handler: Any) -> None:
         """Take batching options from `handler`."""
         options = batching.options_of(handler)
-        self._options = options
         # After pre-processing an example is another thing, so only the worker can plan batches then.
         self.request_options = None if handler.get_preprocess_fns() else options
         self.batch_size = options.get("max_batch_size")
@@ -238,7 +237,7 @@ class Dispatcher:
     def _refuse(self, lane: Lane, chunk: Chunk, error: errors.KitError) -> None:
         with self.lock:
             lane.take_back(chunk.id)
-        self._fail_apart(chunk, Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback))
+        self._fail_apart(chunk, Trouble.of(error))
 
     # ---- answers -----------------------------------------------------------------------------
 
@@ -274,29 +273,14 @@ class Dispatcher:
                 mine = values[start:stop] if len(chunk.parts) > 1 else values
                 ids = model_ids[start:stop] if isinstance(model_ids, list) else model_ids
                 failed = {at - start: trouble for at, trouble in troubles.items() if start <= at < stop}
-                self._hand_over(request, indices, mine, ids, plain, failed)
+                with self.lock:
+                    self.counters.answered += len(indices) - len(failed)
+                    self.counters.failed += len(failed) if request.isolate else 0
+                request.settle(indices, mine, ids, plain, failed)
             start = stop
         if start:
             request, indices = chunk.parts[-1]
             self.latest.update(example=request.examples[indices[-1]], result=request.results[indices[-1]])
-
-    def _hand_over(
-        self, request: Request, indices: Any, values: Any, ids: Any, plain: bool, failed: dict[int, Trouble]
-    ) -> None:
-        if not failed:
-            with self.lock:
-                self.counters.answered += len(indices)
-            request.answer(indices, values, ids, plain)
-            return
-        good = [at for at in range(len(indices)) if at not in failed]
-        with self.lock:
-            self.counters.answered += len(good)
-            self.counters.failed += len(failed) if request.isolate else 0
-        if good:
-            kept_ids = [ids[at] for at in good] if isinstance(ids, list) else ids
-            request.answer([indices[at] for at in good], [values[at] for at in good], kept_ids, plain)
-        for at, trouble in failed.items():
-            request.fail(indices[at], trouble)
 
     def failed(self, lane: Lane, message: Any) -> None:
         """A worker thread reports that a chunk failed as a whole."""

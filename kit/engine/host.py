@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import select
 import time
-import traceback
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from kit import batching, errors
+from kit import batching
 from kit.engine import board as fields
 from kit.engine.child import Context
-from kit.engine.codec import Rows
+from kit.engine.codec import Rows, concatenate
 from kit.engine.loading import load
 from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, RESULT, RUN, STOP
 from kit.engine.runner import Computed, LocalModel, Trouble
@@ -28,11 +27,10 @@ from kit.engine.transport import Channel, ChannelClosed, Ends
 
 def main(context: Context) -> int:
     """Load the model and compute for worker threads until told to stop; returns the exit code."""
-    try:
-        model, report = load(context.handler)
-    except BaseException as error:
-        context.fail("ModelLoadFailed", f"load_model of {type(context.handler).__name__} failed", error)
+    found = context.loaded(lambda: load(context.handler))
+    if found is None:
         return 1
+    model, report = found
     host = Host(context, LocalModel(context.handler, model))
     context.control.send(LOADED, report)
     return host.run()
@@ -162,7 +160,7 @@ class Host:
             self.board.put(request.lane.slot, fields.COMPUTING_NS, began)
         total = sum(request.count for request in group)
         try:
-            batch = _join([request.batch for request in group])
+            batch = group[0].batch if len(group) == 1 else concatenate([request.batch for request in group])
             computed = self.compute(batch, group[0].lane.args)
         except Exception as error:
             self.board.end(self.slot, began, 0, 0)
@@ -198,12 +196,7 @@ class Host:
             self._answer_trouble(lane, error)
 
     def _answer_trouble(self, lane: _Lane, error: Exception) -> None:
-        trace = "".join(traceback.format_exception(error))
-        if isinstance(error, errors.KitError):
-            trouble = Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback)
-        else:
-            name = type(self.context.handler).__name__
-            trouble = Trouble("InferenceFailed", f"{name} failed: {type(error).__name__}: {error}", trace)
+        trouble = Trouble.of(error, f"{type(self.context.handler).__name__} failed")
         try:
             lane.channel.send(FAILED, trouble)
         except ChannelClosed:
@@ -215,18 +208,3 @@ def _alike(one: Any, other: Any) -> bool:
         first, second = one.stacked, other.stacked
         return bool(first.shape[1:] == second.shape[1:] and first.dtype == second.dtype)
     return type(one) is list and type(other) is list
-
-
-def _join(batches: list[Any]) -> Any:
-    if len(batches) == 1:
-        return batches[0]
-    if type(batches[0]) is Rows:
-        blocks = [batch.stacked for batch in batches]
-        if hasattr(blocks[0], "unbind"):
-            import torch
-
-            return Rows(torch.cat(blocks))
-        import numpy as np
-
-        return Rows(np.concatenate(blocks))
-    return [example for batch in batches for example in batch]

@@ -24,15 +24,14 @@ def main(context: Context) -> int:
     """Load, publish, check; returns the exit code."""
     handler = context.handler
     name = type(handler).__name__
-    try:
-        model, report = load(handler)
-    except BaseException as error:
-        context.fail("ModelLoadFailed", f"load_model of {name} failed", error)
+    found = context.loaded(lambda: load(handler))
+    if found is None:
         return 1
+    model, report = found
     try:
-        fd, segment, trail = weights.publish(model)
+        fd, segment, published = weights.publish(model)
         rebuilt = weights.attach(fd, segment)
-        difference = weights.check(model, rebuilt, trail)
+        difference = weights.check(published, rebuilt)
     except BaseException as error:
         context.fail("SharedModeUnavailable", f"the model of {name} can't be pickled, which mode 'shared' needs", error)
         return 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import signal
 import subprocess
 import threading
@@ -178,8 +177,7 @@ class ForkServer:
                 if last_try:
                     raise
             finally:
-                os.close(theirs.sock)
-                os.close(theirs.memory)
+                theirs.close()
 
     def _living(self) -> _Generation:
         with self._lock:

@@ -60,37 +60,37 @@ class Quarantine:
                 self._answer(chunk)
 
     def _answer(self, chunk: Chunk) -> None:
-        for request, indices in chunk.parts:
-            examples = request.examples
-            for index in indices:
-                if request.ended or not self._engine.alive:
-                    return
-                single = Chunk([_part(request, index)])
-                example = [examples[index]]
-                values, ids, plain, troubles = self._compute(example, request, index)
-                deliver = partial(self._engine.dispatcher.deliver, single, values, ids, plain, troubles)
-                self._engine.reactor.soon(deliver)
+        for single in chunk.singles():
+            if not self._engine.alive:
+                return
+            if single.ended:
+                continue  # a chunk may hold other requests too
+            values, ids, plain, troubles = self._compute(single)
+            deliver = partial(self._engine.dispatcher.deliver, single, values, ids, plain, troubles)
+            self._engine.reactor.soon(deliver)
 
-    def _compute(self, example: list[Any], request: Any, index: int) -> tuple[Any, Any, bool, dict[int, Trouble]]:
+    def _compute(self, single: Chunk) -> tuple[Any, Any, bool, dict[int, Trouble]]:
+        ((request, indices),) = single.parts
+        example = request.examples[indices[0]]
         process = self._process
         try:
             if process is None or not process.alive:
                 process = self._process = self._engine.topology.start_quarantine()
             channel = process.lanes[0].channel
             channel.send(ARGS, request.inference_args)
-            channel.send(RUN, example, flags=ISOLATE)
+            channel.send(RUN, [example], request=single.id, flags=ISOLATE)
             return _receive(channel)
         except ChannelClosed:
             assert process is not None
             process.exited.wait(5)
             self._process = None
-            return _nothing(
-                "WorkerDied",
-                f"example {index} of the request kills the process that computes it, even alone: the process "
-                f"{process.describe_exit()}. Take it out, or handle it in pre-processing: {_short(example[0])}",
+            words = (
+                f"example {indices[0]} of the request kills the process that computes it, even alone: the process "
+                f"{process.describe_exit()}. Take it out, or handle it in pre-processing: {_short(example)}"
             )
+            return _nothing(Trouble("WorkerDied", words, ""))
         except errors.KitError as error:
-            return _nothing(type(error).__name__, str(error.args[0]), error.remote_traceback)
+            return _nothing(Trouble.of(error))
 
     def _end_process(self) -> None:
         process, self._process = self._process, None
@@ -110,12 +110,6 @@ class Quarantine:
             thread.join(IDLE_S + 5)
 
 
-def _part(request: Any, index: int) -> Any:
-    from kit.engine.requests import Part
-
-    return Part(request, range(index, index + 1))
-
-
 def _receive(channel: Any) -> tuple[Any, Any, bool, dict[int, Trouble]]:
     model_ids = None
     while True:
@@ -129,7 +123,7 @@ def _receive(channel: Any) -> tuple[Any, Any, bool, dict[int, Trouble]]:
             values, model_ids, plain, troubles = message.value
             return values, model_ids, plain, troubles
         elif message.kind == FAILED:
-            return [None], None, False, {0: message.value}
+            return _nothing(message.value)
 
 
 def _short(example: Any) -> str:
@@ -137,5 +131,5 @@ def _short(example: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
-def _nothing(kind: str, message: str, trace: str = "") -> tuple[Any, Any, bool, dict[int, Trouble]]:
-    return [None], None, False, {0: Trouble(kind, message, trace)}
+def _nothing(trouble: Trouble) -> tuple[Any, Any, bool, dict[int, Trouble]]:
+    return [None], None, False, {0: trouble}

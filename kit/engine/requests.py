@@ -46,8 +46,6 @@ class Request:
         on_progress: called with a number of examples whenever that many more are done.
     """
 
-    _ids = itertools.count(1)
-
     def __init__(
         self,
         examples: Any,
@@ -59,7 +57,6 @@ class Request:
         options: Mapping[str, Any] | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> None:
-        self.id = next(self._ids)
         self.examples = examples
         self.count = len(examples)
         self.inference_args = inference_args
@@ -74,10 +71,8 @@ class Request:
         self.untaken = self.count  # examples not yet in any part
         self._position = 0
         self._batches: deque[list[int]] | None = None
-        self._lengths: list[float] | None = None
         if options and self.count > 1 and ("batch_length_fn" in options or options.get("max_batch_weight")):
-            self._lengths = batching.lengths_of(examples, options)
-            self._batches = deque(list(part) for part in batching.plan(examples, options, None, self._lengths))
+            self._batches = deque(list(part) for part in batching.plan(examples, options))
 
     @property
     def ended(self) -> bool:
@@ -114,6 +109,20 @@ class Request:
             for index, result in zip(indices, results, strict=True):
                 self.results[index] = result
         self._done(len(results))
+
+    def settle(
+        self, indices: Sequence[int], values: Any, model_ids: Any, plain: bool, troubles: Mapping[int, Trouble]
+    ) -> None:
+        """`answer` the examples at `indices` but those whose position among them is in `troubles`: these `fail`."""
+        if not troubles:
+            self.answer(indices, values, model_ids, plain)
+            return
+        good = [at for at in range(len(indices)) if at not in troubles]
+        if good:
+            ids = [model_ids[at] for at in good] if isinstance(model_ids, list) else model_ids
+            self.answer([indices[at] for at in good], [values[at] for at in good], ids, plain)
+        for at, trouble in troubles.items():
+            self.fail(indices[at], trouble)
 
     def fail(self, index: int, trouble: Trouble) -> None:
         """Note that one example failed: a Failure in its place, or the end of the request."""
@@ -155,20 +164,18 @@ class Chunk:
     Attributes:
         deaths: how many processes died while computing it.
         attempts: how often it was sent.
-        alone: True once it must not share a message with other requests' examples.
     """
 
-    __slots__ = ("alone", "attempts", "count", "deaths", "id", "parts", "sent_at")
+    __slots__ = ("attempts", "count", "deaths", "id", "parts", "sent_at")
 
     _ids = itertools.count(1)
 
-    def __init__(self, parts: list[Part], *, deaths: int = 0, attempts: int = 0, alone: bool = False) -> None:
+    def __init__(self, parts: list[Part], *, deaths: int = 0, attempts: int = 0) -> None:
         self.id = next(self._ids)
         self.parts = parts
         self.count = sum(len(part.indices) for part in parts)
         self.deaths = deaths
         self.attempts = attempts
-        self.alone = alone
         self.sent_at = 0.0
 
     @property
@@ -201,11 +208,11 @@ class Chunk:
     def singles(self) -> list[Chunk]:
         """One chunk for each example."""
         pieces = [Part(request, range(index, index + 1)) for request, indices in self.parts for index in indices]
-        return [Chunk([piece], deaths=self.deaths, attempts=self.attempts, alone=True) for piece in pieces]
+        return [Chunk([piece], deaths=self.deaths, attempts=self.attempts) for piece in pieces]
 
     def split(self) -> list[Chunk]:
-        """One chunk for each part, not to be merged again."""
-        return [Chunk([part], deaths=self.deaths, attempts=self.attempts, alone=True) for part in self.parts]
+        """One chunk for each part."""
+        return [Chunk([part], deaths=self.deaths, attempts=self.attempts) for part in self.parts]
 
 
 def _as_list(examples: Any) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kit import batching, errors
-from kit.engine.codec import Rows
+from kit.engine.codec import Rows, concatenate
 
 
 class Computed(NamedTuple):
@@ -32,6 +32,15 @@ class Trouble(NamedTuple):
     kind: str
     message: str
     trace: str
+
+    @classmethod
+    def of(cls, error: BaseException, what: str = "") -> Trouble:
+        """An error of ours as it is; of any other, an InferenceFailed that says `what` failed."""
+        if isinstance(error, errors.KitError):
+            return cls(type(error).__name__, str(error.args[0]), error.remote_traceback)
+        message = f"{what}: " if what else ""
+        trace = "".join(traceback.format_exception(error))
+        return cls("InferenceFailed", f"{message}{type(error).__name__}: {error}", trace)
 
     def error(self) -> errors.KitError:
         """The error to raise."""
@@ -176,7 +185,8 @@ class Runner:
             indices = plan[position]
             position += 1
             batch = pick(examples, indices)
-            for part, computed in self._compute(batch, indices, args, troubles, kept, isolate):
+            positions = indices if kept is None else [kept[index] for index in indices]
+            for part, computed in self._compute(batch, positions, args, troubles, isolate):
                 done.append((part, computed))
                 batches.append((len(part), computed.seconds))
                 self.sizer.record(len(part), computed.seconds)
@@ -185,7 +195,7 @@ class Runner:
                 plan = [range(at, min(at + size, count)) for at in range(start, count, size)]
                 position = 0
         total = count if kept is None else count + len(troubles)
-        values, model_ids, raw = _gather(done, total, kept)
+        values, model_ids, raw = _gather(done, total)
         return values, model_ids, raw, batches
 
     def _compute(
@@ -194,12 +204,11 @@ class Runner:
         indices: Sequence[int],
         args: Mapping[str, Any] | None,
         troubles: dict[int, Trouble],
-        kept: list[int] | None,
         isolate: bool,
     ) -> list[tuple[Sequence[int], Computed]]:
         if self._skip_batching:
             # The example is the batch; its predictions are one result.
-            return [(indices, self._guard(batch[0], indices, args, troubles, kept, isolate, whole=True))]
+            return [(indices, self._guard(batch[0], indices, args, troubles, isolate))]
         try:
             return [(indices, self.compute(batch, args))]
         except errors.WrongPredictionCount:
@@ -208,11 +217,11 @@ class Runner:
             if not isolate:
                 raise self._failed(error, f"a batch of {len(batch)} examples") from error
             if len(batch) == 1:
-                troubles[indices[0] if kept is None else kept[indices[0]]] = self._trouble(error, "the example")
+                troubles[indices[0]] = self._trouble(error, "the example")
                 return []
         found = []
         for index, example in zip(indices, batch, strict=True):
-            found += self._compute([example], [index], args, troubles, kept, isolate)
+            found += self._compute([example], [index], args, troubles, isolate)
         return found
 
     def _guard(
@@ -221,9 +230,7 @@ class Runner:
         indices: Sequence[int],
         args: Mapping[str, Any] | None,
         troubles: dict[int, Trouble],
-        kept: list[int] | None,
         isolate: bool,
-        whole: bool,
     ) -> Computed:
         try:
             computed = self.compute(batch, args)
@@ -231,7 +238,7 @@ class Runner:
         except Exception as error:
             if not isolate:
                 raise self._failed(error, "a batch given as one example") from error
-            troubles[indices[0] if kept is None else kept[indices[0]]] = self._trouble(error, "the example")
+            troubles[indices[0]] = self._trouble(error, "the example")
             return Computed([None], None, True)
 
     def _map(
@@ -270,10 +277,7 @@ class Runner:
         return self._trouble(error, what).error()
 
     def _trouble(self, error: Exception, what: str) -> Trouble:
-        if isinstance(error, errors.KitError):
-            return Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback)
-        message = f"{self._name} failed on {what}: {type(error).__name__}: {error}"
-        return Trouble("InferenceFailed", message, "".join(traceback.format_exception(error)))
+        return Trouble.of(error, f"{self._name} failed on {what}")
 
 
 def pick(examples: Any, indices: Sequence[int]) -> Any:
@@ -287,24 +291,23 @@ def pick(examples: Any, indices: Sequence[int]) -> Any:
     return [examples[index] for index in indices]
 
 
-def _gather(done: list[tuple[Sequence[int], Computed]], count: int, kept: list[int] | None) -> tuple[Any, Any, bool]:
+def _gather(done: list[tuple[Sequence[int], Computed]], count: int) -> tuple[Any, Any, bool]:
     """Bring the computed batches into the order of the examples."""
     if not done:
         return [None] * count, None, True
     raw = done[0][1].raw
     ids = {computed.model_id for _, computed in done}
-    in_order = kept is None and sum(len(part) for part, _ in done) == count and _ascending(done)
+    in_order = sum(len(part) for part, _ in done) == count and _ascending(done)
     if in_order and len(ids) == 1:
         model_id = ids.pop()
         if len(done) == 1:
             return done[0][1].values, model_id, raw
-        joined = _concatenate([computed.values for _, computed in done])
+        joined = concatenate([computed.values for _, computed in done])
         return joined, model_id, raw
     values: list[Any] = [None] * count
     model_ids: list[Any] = [None] * count
     for part, computed in done:
-        for index, value in zip(part, computed.values, strict=True):
-            at = index if kept is None else kept[index]
+        for at, value in zip(part, computed.values, strict=True):
             values[at] = value
             model_ids[at] = computed.model_id
     return values, (model_ids if len(ids) > 1 else ids.pop()), raw
@@ -317,21 +320,3 @@ def _ascending(done: list[tuple[Sequence[int], Computed]]) -> bool:
             return False
         at = part.stop
     return True
-
-
-def _concatenate(parts: list[Any]) -> Any:
-    if all(type(part) is Rows for part in parts):
-        blocks = [part.stacked for part in parts]
-        first = blocks[0]
-        if all(b.dtype == first.dtype and b.shape[1:] == first.shape[1:] for b in blocks):
-            if hasattr(first, "unbind"):
-                import torch
-
-                return Rows(torch.cat(blocks))
-            import numpy as np
-
-            return Rows(np.concatenate(blocks))
-    values: list[Any] = []
-    for part in parts:
-        values += part
-    return values

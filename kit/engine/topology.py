@@ -175,13 +175,11 @@ class Topology:
             process = self._spawn(role, index, config, tuple(fds))
         except BaseException:
             for ours, _ in ends:
-                for fd in ours:
-                    os.close(fd)
+                ours.close()
             raise
         finally:
             for _, theirs in ends:
-                for fd in theirs:
-                    os.close(fd)
+                theirs.close()
         process.lane_slots = slots
         for (ours, _), slot in zip(ends, slots, strict=True):
             lane = Lane(process, ours.open(first=True, copy=True), slot, self, remote=remote)
@@ -214,7 +212,7 @@ class Topology:
         control = process.control
         assert control is not None
         engine.reactor.watch(control.fileno(), lambda: self._read_control(process))
-        common = {"role": role, "slot": process.slot, "handler": self.handler_bytes, "env": engine.env}
+        common = {"role": role, "slot": process.slot, "handler": self.handler_bytes}
         with contextlib.suppress(ChannelClosed):
             control.send(protocol.CONFIG, {**common, **config}, fds=fds)
         return process
@@ -237,8 +235,7 @@ class Topology:
         finally:
             for pair in pairs:
                 for end in pair:
-                    os.close(end.sock)
-                    os.close(end.memory)
+                    end.close()
         to_host.result()
         to_worker.result()
         for lane in worker.lanes:

@@ -272,6 +272,11 @@ class Ends(NamedTuple):
     sock: int
     memory: int
 
+    def close(self) -> None:
+        """Close both; the other process has its own."""
+        os.close(self.sock)
+        os.close(self.memory)
+
     def open(self, *, first: bool, copy: bool = False) -> Channel:
         """Build the channel and close the descriptors that it no longer needs."""
         channel = Channel(socket.socket(fileno=self.sock), self.memory, first=first, copy=copy)

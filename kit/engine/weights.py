@@ -25,9 +25,9 @@ import cloudpickle
 import numpy as np
 
 from kit.engine.arena import anonymous_file
+from kit.engine.codec import aligned
 
 SEGMENT_NAME = "kit-weights"
-ALIGN = 64
 #: Smaller numpy buffers stay in the pickle: a mapping entry would cost more than it saves.
 SMALL_BYTES = 1024
 _MADV_POPULATE_READ = 22
@@ -92,9 +92,9 @@ class _Pickler(cloudpickle.Pickler):
         return False
 
 
-def _pickled(model: Any) -> tuple[bytes, _Pickler]:
+def _pickled(model: Any, kind: type[_Pickler] = _Pickler) -> tuple[bytes, _Pickler]:
     file = io.BytesIO()
-    pickler = _Pickler(file)
+    pickler = kind(file)
     pickler.dump(model)
     return file.getvalue(), pickler
 
@@ -102,7 +102,7 @@ def _pickled(model: Any) -> tuple[bytes, _Pickler]:
 def measure(model: Any) -> int | None:
     """Bytes of a loaded model: storages and buffers, each once, and its pickled rest; None if it can't be pickled."""
     try:
-        head, pickler = _pickled_any_device(model)
+        head, pickler = _pickled(model, _AnyDevice)
     except Exception:
         return None
     buffers = {(_address(raw), raw.nbytes) for raw in pickler.buffers}
@@ -119,15 +119,8 @@ class _AnyDevice(_Pickler):
             return (len(self.storages) - 1, None)
 
 
-def _pickled_any_device(model: Any) -> tuple[bytes, _Pickler]:
-    file = io.BytesIO()
-    pickler = _AnyDevice(file)
-    pickler.dump(model)
-    return file.getvalue(), pickler
-
-
-def publish(model: Any) -> tuple[int, Segment, list[int]]:
-    """Write a model into a new sealed segment; returns its descriptor, the recipe, and the trail of storages.
+def publish(model: Any) -> tuple[int, Segment, _Pickler]:
+    """Write a model into a new sealed segment; returns its descriptor, the recipe, and what `check` compares with.
 
     Raises:
         Exception: whatever pickling the model raises.
@@ -143,13 +136,13 @@ def publish(model: Any) -> tuple[int, Segment, list[int]]:
         block = placed.get(key) if raw.nbytes else None
         if block is None:
             block = placed[key] = Block(size, raw.nbytes)
-            size += (raw.nbytes + ALIGN - 1) & -ALIGN
+            size += aligned(raw.nbytes)
         blocks[kind].append(block)
     fd = anonymous_file(SEGMENT_NAME, max(size, 1))
     for (raw, _), block in zip(sources, [*blocks["storage"], *blocks["buffer"]], strict=True):
         _write(fd, raw, block.offset)
     _seal(fd)
-    return fd, Segment(head, blocks["storage"], blocks["buffer"], max(size, 1)), pickler.trail
+    return fd, Segment(head, blocks["storage"], blocks["buffer"], max(size, 1)), pickler
 
 
 def attach(fd: int, segment: Segment) -> Any:
@@ -197,14 +190,13 @@ def attach_segment(fd: int, segment: Segment) -> tuple[Any, dict[str, Any]]:
     return model, {"load_s": load_s, "weights_bytes": segment.weights_bytes, "private_bytes": private}
 
 
-def check(model: Any, rebuilt: Any, trail: list[int]) -> str | None:
-    """Compare a model with its rebuilt twin byte for byte; returns what differs, or None.
+def check(ours: _Pickler, rebuilt: Any) -> str | None:
+    """Compare a published model with its rebuilt twin byte for byte; returns what differs, or None.
 
     Storages must be equal, met in the same order (so ties and views are kept), and lie elsewhere.
     """
-    _, ours = _pickled(model)
     _, theirs = _pickled(rebuilt)
-    if theirs.trail != trail:
+    if theirs.trail != ours.trail:
         return "tied or shared tensors come back in another arrangement"
     for number, (one, other) in enumerate(zip(ours.storages, theirs.storages, strict=True)):
         if not _equal_bytes(_bytes_of(one), _bytes_of(other)):

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kit import errors
 from kit.engine import board as fields
 from kit.engine import weights
 from kit.engine.child import Context
@@ -54,14 +53,10 @@ def main(context: Context) -> int:
     report: dict[str, Any] = {}
     model = None
     if not remote:
-        try:
-            if "segment" in context.config:
-                model, report = weights.attach_segment(context.fds.pop(0), context.config["segment"])
-            else:
-                model, report = load(context.handler)
-        except BaseException as error:
-            context.fail("ModelLoadFailed", f"load_model of {type(context.handler).__name__} failed", error)
+        found = context.loaded(lambda: _model_of(context))
+        if found is None:
             return 1
+        model, report = found
     pools = []
     for lane, slot in zip(lanes, context.config["lane_slots"], strict=True):
         pool = HostPool(context.board, slot) if remote else None
@@ -84,6 +79,12 @@ def main(context: Context) -> int:
                 assert pool is not None
                 pool.add(index, Ends(*fds[2 * position : 2 * position + 2]).open(first=True))
             context.control.send(ADD_HOST, request=message.request)
+
+
+def _model_of(context: Context) -> tuple[Any, dict[str, Any]]:
+    if "segment" in context.config:
+        return weights.attach_segment(context.fds.pop(0), context.config["segment"])
+    return load(context.handler)
 
 
 class HostPool:
@@ -203,12 +204,8 @@ class LaneThread:
             self.lane.send(FAILED, trouble, request=message.request, stamp=started)
         except HostLost:
             self.lane.send(LOST, request=message.request, stamp=started)
-        except errors.KitError as error:
-            trouble = Trouble(type(error).__name__, str(error.args[0]), error.remote_traceback)
-            self.lane.send(FAILED, trouble, request=message.request, stamp=started)
         except Exception as error:
-            trouble = Trouble("InferenceFailed", f"{type(error).__name__}: {error}", traceback.format_exc())
-            self.lane.send(FAILED, trouble, request=message.request, stamp=started)
+            self.lane.send(FAILED, Trouble.of(error), request=message.request, stamp=started)
         else:
             count, batches = len(outcome.values), len(outcome.batches)
             self._send(outcome, message.request, started)
@@ -219,8 +216,7 @@ class LaneThread:
         get, slot = self.board.get, self.slot
 
         def check() -> None:
-            # Ids begin at 1; quarantine sends none.
-            if chunk_id and chunk_id in (get(slot, fields.CANCELLED), get(slot, fields.ALSO_CANCELLED)):
+            if chunk_id in (get(slot, fields.CANCELLED), get(slot, fields.ALSO_CANCELLED)):
                 raise Unwanted
 
         return check

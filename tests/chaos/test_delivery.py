@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import random
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
 import kit
 from kit import errors
 from kit.engine import core, topology
+from tests.models import clients
 
 MODES = ["default", "large", "medium", "shared"]
 KILLER, SLEEPER = -1, -2
@@ -40,44 +38,22 @@ def pids(deployment, role):
     return [process.pid for process in deployment._engine.topology.processes if process.role == role]
 
 
-@contextmanager
-def clients(deployment, count=4) -> Iterator[list]:
-    """Clients that ask all the time and compare each answer; yields the list of what went wrong."""
-    wrong: list[str] = []
-    stop = threading.Event()
-    asked = [0] * count
+def asking(deployment):
+    """Clients that ask all the time; each answer is compared."""
 
-    def ask(number):
-        draw = random.Random(number)
-        while not stop.is_set():
-            numbers = [draw.randrange(1000) for _ in range(draw.randrange(1, 80))]
-            try:
-                predictions = deployment.predict(numbers, timeout=30)
-            except Exception as error:
-                wrong.append(f"{type(error).__name__}: {error}"[:300])
-                return
-            if [p.inference for p in predictions] != [2 * n for n in numbers]:
-                wrong.append(f"{numbers} -> {predictions}")
-            asked[number] += len(numbers)
+    def draw_numbers(draw):
+        return [draw.randrange(1000) for _ in range(draw.randrange(1, 80))]
 
-    threads = [threading.Thread(target=ask, args=(number,), name=f"client-{number}") for number in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield wrong
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(60)
-        assert not any(thread.is_alive() for thread in threads)
-        assert min(asked) > 0
+    return clients(
+        deployment, draw_numbers, lambda ns, ps: [p.inference for p in ps] == [2 * n for n in ns], timeout=30
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_workers_and_hosts_cost_nobody_an_answer(mode, monkeypatch):
     monkeypatch.setattr(core, "DEATHS", 10**6)
     with kit.deploy(Doubling(max_batch_size=16), mode=mode, sample=[1]) as deployment:
-        with clients(deployment) as wrong:
+        with asking(deployment) as (wrong, answered):
             draw = random.Random(0)
             for turn in range(6):
                 time.sleep(0.3)
@@ -86,6 +62,7 @@ def test_killed_workers_and_hosts_cost_nobody_an_answer(mode, monkeypatch):
                     os.kill(draw.choice(victims), signal.SIGKILL)
             time.sleep(0.5)
         assert wrong == []
+        assert min(answered) > 0
         counters = deployment.counters
         assert counters["deaths"] >= 4
         assert counters["failed"] == 0
@@ -97,11 +74,12 @@ def test_killed_workers_and_hosts_cost_nobody_an_answer(mode, monkeypatch):
 def test_a_killed_fork_server_costs_nobody_an_answer():
     with kit.deploy(Doubling(max_batch_size=16), mode="large") as deployment:
         before = deployment._engine.forkserver.pid
-        with clients(deployment) as wrong:
+        with asking(deployment) as (wrong, answered):
             time.sleep(0.3)
             os.kill(before, signal.SIGKILL)
             time.sleep(1.5)
         assert wrong == []
+        assert min(answered) > 0
         assert deployment._engine.forkserver.pid != before
 
 
