@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -35,32 +36,23 @@ def _threads() -> dict[int, str]:
 
 def _segments() -> dict[str, str]:
     """Descriptors of the kit's memory files and sockets in this process, and its files in /dev/shm."""
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            continue
-        if "kit-" in target:
-            found[f"fd {fd} {target}"] = target
+    found = {f"fd {fd} {target}": target for fd, target in _fds().items() if "kit-" in target}
     for path in Path("/dev/shm").glob("*kit*"):
         found[str(path)] = str(path)
     return found
 
 
 def _socket_count() -> int:
-    return sum(os.readlink(f"/proc/self/fd/{fd}").startswith("socket:") for fd in _fds())
+    return sum(target.startswith("socket:") for target in _fds().values())
 
 
-def _fds() -> list[str]:
-    alive = []
+def _fds() -> dict[str, str]:
+    """Open descriptors and what they are; a thread may close some meanwhile."""
+    found = {}
     for fd in os.listdir("/proc/self/fd"):
-        try:
-            os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            continue
-        alive.append(fd)
-    return alive
+        with contextlib.suppress(OSError):
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
 
 
 def _left_over(before: dict[str, object]) -> list[str]:
