@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -14,7 +16,7 @@ import kit
 from kit import errors
 from kit.engine import weights
 from kit.memory import process_memory, segment_memory
-from tests.models import Wide
+from tests.models import Doubling, Wide
 
 
 def workers(deployment):
@@ -251,3 +253,22 @@ def test_measuring_counts_tied_storages_once():
     both = weights.measure(torch.nn.Sequential(layer, other))
     assert one >= 256 * 256 * 4
     assert both - one < 4096
+
+
+def test_weights_are_let_go_of_once_however_many_threads_stop_the_processes(monkeypatch):
+    close = os.close
+
+    def slow(fd):
+        close(fd)
+        time.sleep(0.05)  # long enough for the other threads to find the descriptor still noted
+
+    deployment = kit.deploy(Doubling(), mode="shared", sample=[1])
+    try:
+        topology = deployment._engine.topology
+        monkeypatch.setattr(os, "close", slow)
+        with ThreadPoolExecutor(8) as pool:
+            stops = [pool.submit(topology.stop, gently=False) for _ in range(8)]
+        assert [stop.exception() for stop in stops] == [None] * 8
+    finally:
+        monkeypatch.undo()
+        deployment.close()

@@ -168,10 +168,12 @@ class Topology:
         slots = [self.engine.board.take() for _ in range(threads)]
         config: dict[str, Any] = {"remote": remote, "lane_slots": slots}
         fds = [fd for _, theirs in ends for fd in theirs]
-        if self.segment is not None:
-            config["segment"] = self.segment
-            fds.append(self.segment_fd)
+        segment_fd = -1
         try:
+            if self.segment is not None:
+                config["segment"] = self.segment
+                segment_fd = self._own_segment_fd()
+                fds.append(segment_fd)
             process = self._spawn(role, index, config, tuple(fds))
         except BaseException:
             for ours, _ in ends:
@@ -180,6 +182,8 @@ class Topology:
         finally:
             for _, theirs in ends:
                 theirs.close()
+            if segment_fd >= 0:
+                os.close(segment_fd)
         process.lane_slots = slots
         for (ours, _), slot in zip(ends, slots, strict=True):
             lane = Lane(process, ours.open(first=True, copy=True), slot, self, remote=remote)
@@ -190,6 +194,13 @@ class Topology:
             for lane in process.lanes:
                 self._watch_lane(lane)
         return process
+
+    def _own_segment_fd(self) -> int:
+        """A descriptor of the weights that another thread's `stop` can't close meanwhile."""
+        with self._lock:
+            if self.segment_fd < 0:
+                raise errors.SwitchCancelled("the topology was stopped, and its weights with it.")
+            return os.dup(self.segment_fd)
 
     def _watch_lane(self, lane: Lane) -> None:
         dispatcher = self.engine.dispatcher
@@ -373,6 +384,7 @@ class Topology:
             if not process.exited.wait(max(0.0, until - time.monotonic())):
                 process.kill()
                 process.exited.wait(STOP_TIMEOUT_S)
-        if self.segment_fd >= 0:
-            os.close(self.segment_fd)
-            self.segment_fd = -1
+        with self._lock:
+            segment_fd, self.segment_fd = self.segment_fd, -1
+        if segment_fd >= 0:
+            os.close(segment_fd)
