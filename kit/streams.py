@@ -93,11 +93,15 @@ class Sent:
         self.future = future
         self.count = count
         self.sent_at = time.monotonic()
-        self.done_at = 0.0
-        future.add_done_callback(self._done)
+        self._done_at: list[float] = []
+        # Not a method: the future would keep this object, and itself with its results, until a full collection.
+        done_at = self._done_at
+        future.add_done_callback(lambda future: done_at.append(time.monotonic()))
 
-    def _done(self, future: Future[list[Any]]) -> None:
-        self.done_at = time.monotonic()
+    @property
+    def done_at(self) -> float:
+        """When the answer came, 0 before."""
+        return self._done_at[0] if self._done_at else 0.0
 
     def ready(self, patience_s: float) -> bool:
         """True when the answer is there, or comes within `patience_s` seconds."""

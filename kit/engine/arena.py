@@ -48,8 +48,12 @@ class Arena:
     def allocate(self, size: int) -> tuple[int, int, memoryview] | None:
         """A free slot of `size` bytes as (slot, offset, writable view), or None when there is none."""
         live = self._live
-        start = 0
-        if live:
+        start = slot = 0
+        if len(live) == 1:  # a round trip after the other: by far the most frequent
+            ((other, (begin, end)),) = live.items()
+            slot = int(other == 0)
+            start = 0 if begin >= size else end
+        elif live:
             if len(live) >= SLOTS:
                 return None
             for begin, end in sorted(live.values()):
@@ -57,8 +61,6 @@ class Arena:
                     break
                 start = end
             slot = next(i for i in range(SLOTS) if i not in live)
-        else:
-            slot = 0
         end = start + ((size + 63) & ~63)
         if end > self._size:
             return None

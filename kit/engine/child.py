@@ -14,9 +14,10 @@ from typing import Any
 
 from kit.engine import board as fields
 from kit.engine.board import Board
+from kit.engine.ends import Ends
 from kit.engine.protocol import CONFIG, FAILED
 from kit.engine.runner import Trouble
-from kit.engine.transport import Channel, Ends
+from kit.engine.transport import Channel
 
 HEARTBEAT_S = 0.5
 

@@ -15,6 +15,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 import cloudpickle
@@ -92,8 +93,15 @@ class Payload:
         self.fills = fills
 
 
+class NoBlock(Exception):
+    """The rows of a list turned out not to fit into one block; use `encode_any`."""
+
+
 def encode(value: Any) -> Payload:
     """Encode a list, a `Rows` or any picklable object.
+
+    Whether the rows of a list are all of one shape shows only when they are stacked: filling a buffer
+    may raise NoBlock.
 
     Raises:
         Exception: whatever pickling the object raises.
@@ -109,9 +117,10 @@ def encode(value: Any) -> Payload:
         payload = _encode_stack(value)
         if payload is not None:
             return payload
-    return _encode_pickle(value)
+    return encode_any(value)
 
 
+_DTYPE_OF, _NEEDS_GRAD = attrgetter("dtype"), attrgetter("requires_grad")
 _NONE = Payload(PICKLE, pickle.dumps(None, protocol=5), [], [])
 
 
@@ -147,7 +156,8 @@ def _layout_head(dtype: Any, shape: tuple[int, ...]) -> tuple[bytes, int]:
     return pickle.dumps((dtype, shape), protocol=5), size
 
 
-def _encode_pickle(value: Any) -> Payload:
+def encode_any(value: Any) -> Payload:
+    """Encode any picklable object."""
     buffers: list[pickle.PickleBuffer] = []
     try:
         head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
@@ -183,38 +193,36 @@ def _encode_block(block: Any) -> Payload | None:
 
 
 def _encode_stack(values: list[Any]) -> Payload | None:
+    # Looking at every row costs about as much as copying it, so only what stacking wouldn't refuse is looked at.
     first = values[0]
-    if type(first) is np.ndarray:
-        dtype, shape = first.dtype, first.shape
-        if dtype.hasobject or dtype.names or not first.size:
+    kind = type(first)
+    if kind is np.ndarray:
+        dtype = first.dtype
+        if dtype.hasobject or dtype.names or not first.size or not _alike(values, kind, dtype):
             return None
-        for value in values:
-            if (
-                type(value) is not np.ndarray
-                or (value.dtype is not dtype and value.dtype != dtype)
-                or value.shape != shape
-            ):
-                return None
-        return _numpy_payload((len(values), *shape), dtype, lambda out: np.stack(values, out=out))
+        return _numpy_payload((len(values), *first.shape), dtype, lambda out: _stacked(np.stack, values, out))
     torch = sys.modules.get("torch")
-    if torch is None or type(first) is not torch.Tensor:
+    if torch is None or kind is not torch.Tensor:
         return None
-    dtype, shape = first.dtype, first.shape
-    if dtype not in _torch_plain(torch) or not first.numel():
+    dtype = first.dtype
+    if dtype not in _torch_plain(torch) or not first.numel() or not _alike(values, kind, dtype):
         return None
-    for value in values:
-        if type(value) is not torch.Tensor or value.dtype is not dtype or value.shape != shape or not _plain(value):
-            return None
-
-    def fill(out: Any) -> None:
-        with torch.no_grad():
-            torch.stack(values, out=out)
-
-    return _torch_payload(torch, (len(values), *shape), dtype, fill)
+    if any(map(_NEEDS_GRAD, values)):
+        return None
+    return _torch_payload(torch, (len(values), *first.shape), dtype, lambda out: _stacked(torch.stack, values, out))
 
 
-def _plain(tensor: Any) -> bool:
-    return tensor.is_cpu and not tensor.is_sparse and not tensor.requires_grad and not tensor.is_quantized
+def _alike(values: list[Any], kind: type, dtype: Any) -> bool:
+    count = len(values)
+    # count() compares by identity first.
+    return list(map(type, values)).count(kind) == count and list(map(_DTYPE_OF, values)).count(dtype) == count
+
+
+def _stacked(stack: Callable[..., Any], values: list[Any], out: Any) -> None:
+    try:
+        stack(values, out=out)
+    except Exception as error:  # another shape, another device, a sparse tensor
+        raise NoBlock from error
 
 
 _TORCH_PLAIN: set[Any] = set()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,8 @@ from kit.metrics import Counters, LatencySplit
 
 #: Computing time that one chunk aims at, seconds: long against its transport, short against patience.
 CHUNK_S = 0.03
+#: Computing time below which a chunk isn't split for other lanes, seconds.
+LEAST_CHUNK_S = 0.002
 #: Below this time a chunk a lane is kept in reserve, so that the worker needn't wait for the next.
 PREFETCH_S = 0.1
 MAX_CHUNK_BYTES = 8 << 20
@@ -77,7 +80,9 @@ class Dispatcher:
             DeploymentClosed, CrashLoop: nothing can be answered any more.
             QueueFull: the queue is full and the request has a deadline; without one, this blocks.
         """
-        request.future.add_done_callback(lambda future: self._on_done(request))
+        # Weak: a future keeps its callbacks, and through the request itself, until the next full collection.
+        known = weakref.ref(request)
+        request.future.add_done_callback(lambda future: self._on_done(known()))
         with self.lock:
             while self.closed is None and self.queued and self.queued + request.count > MAX_QUEUED:
                 if request.deadline is not None:
@@ -96,7 +101,9 @@ class Dispatcher:
             on_first(request)
         self.pump()
 
-    def _on_done(self, request: Request) -> None:
+    def _on_done(self, request: Request | None) -> None:
+        if request is None:
+            return
         future = request.future
         with self.lock:
             left = request.left
@@ -178,9 +185,11 @@ class Dispatcher:
         if request.batch_timeout_s is not None:
             return size or 1  # the time limit is for one batch
         most = self._target()
-        lanes = max(1, len(self.lanes))
-        # The end of a job is spread over all lanes.
-        most = min(most, max(1, -(-request.untaken // (2 * lanes))))
+        lanes = len(self.lanes)
+        if lanes > 1:
+            # The end of a job is spread over all lanes, but not in pieces that cost less than sending them.
+            least = int(LEAST_CHUNK_S / self._cost_s) if self._cost_s else 1
+            most = min(most, max(1, least, -(-request.untaken // (2 * lanes))))
         if size is not None:
             return int(max(size, most // size * size))
         return most

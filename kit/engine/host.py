@@ -9,6 +9,7 @@ share a batch when the measured cost curve says that it pays.
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections import deque
@@ -19,10 +20,12 @@ from kit import batching
 from kit.engine import board as fields
 from kit.engine.child import Context
 from kit.engine.codec import Rows, concatenate
+from kit.engine.ends import Ends
 from kit.engine.loading import load
+from kit.engine.local_model import Computed, LocalModel
 from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, RESULT, RUN, STOP
-from kit.engine.runner import Computed, LocalModel, Trouble
-from kit.engine.transport import Channel, ChannelClosed, Ends
+from kit.engine.runner import Trouble
+from kit.engine.transport import SPIN_S, Channel, ChannelClosed
 
 
 def main(context: Context) -> int:
@@ -36,6 +39,10 @@ def main(context: Context) -> int:
     return host.run()
 
 
+#: Computing time of the batches that one lane gets in a turn, seconds.
+TURN_S = 0.005
+
+
 class _Lane:
     """The host's end of a worker thread's lane."""
 
@@ -47,13 +54,42 @@ class _Lane:
 
 
 class _Request:
-    __slots__ = ("alone", "batch", "count", "lane")
+    """Examples of a lane, computed in batches of `size` and answered together."""
 
-    def __init__(self, lane: _Lane, batch: Any, alone: bool) -> None:
+    __slots__ = ("_at", "_total", "_whole", "alone", "batch", "count", "lane", "size", "spent", "values")
+
+    def __init__(self, lane: _Lane, whole: Any, alone: bool, size: int) -> None:
         self.lane = lane
         self.alone = alone
-        self.batch = batch
-        self.count = len(batch) if type(batch) in (list, Rows) else 1
+        self.values: list[Any] = []
+        self.spent = 0.0
+        self._whole = whole
+        self._total = len(whole) if type(whole) in (list, Rows) else 1
+        self.size = size or self._total
+        self._at = 0
+        self._cut()
+
+    def _cut(self) -> None:
+        at, stop = self._at, min(self._at + self.size, self._total)
+        self.batch = self._whole if stop - at == self._total else self._whole[at:stop]
+        self.count = stop - at
+
+    def turn(self) -> Any:
+        """The examples of as many batches as take about TURN_S; None where that isn't known, or is but one."""
+        if not self._at:
+            return None
+        stop = self._at + int(TURN_S * self._at / max(self.spent, 1e-9) / self.size) * self.size
+        return self._whole[self._at : stop] if stop > self._at + self.size and self.count == self.size else None
+
+    def take(self, values: Any, seconds: float) -> bool:
+        """Note the inferences of the batch or batches at hand; True when they were the last ones."""
+        self.values.append(values)
+        self.spent += seconds
+        self._at += len(values)
+        if self.size >= self._total or self._at >= self._total:
+            return True
+        self._cut()
+        return False
 
 
 class Host:
@@ -70,6 +106,7 @@ class Host:
         self.most = self.options.get("max_batch_size") or batching.MAX_BATCH_SIZE
         self.curve = batching.CostCurve()
         self.waiting: deque[_Request] = deque()
+        self.spin_s = 0.0
         self.poll = select.poll()
         self.lanes: dict[int, _Lane] = {}
         self.poll.register(context.control.fileno(), select.POLLIN)
@@ -78,13 +115,29 @@ class Host:
         """Serve until the owner says stop or is gone."""
         control = self.context.control
         while True:
-            for fd, _ in self.poll.poll(0 if self.waiting else None):
+            for fd, _ in self._events():
                 if fd != control.fileno():
                     self._read(fd)
                 elif not self._obey(control):
                     return 0
             if self.waiting:
                 self._serve(self._coalesce())
+
+    def _events(self) -> list[tuple[int, int]]:
+        """What is readable; waits for it when there is nothing to compute, awake while requests come fast."""
+        poll = self.poll.poll
+        events = poll(0)
+        if events or self.waiting:
+            return events
+        began = now = time.monotonic()
+        while not events and now - began < self.spin_s:
+            os.sched_yield()  # the other side may need this very core
+            events = poll(0)
+            now = time.monotonic()
+        if not events:
+            events = poll()
+        self.spin_s = SPIN_S if time.monotonic() - began < 2 * SPIN_S else 0.0
+        return events
 
     def _obey(self, control: Channel) -> bool:
         try:
@@ -109,7 +162,7 @@ class Host:
             return
         assert message is not None
         if message.kind == RUN:
-            self.waiting.append(_Request(lane, message.value, bool(message.flags & ALONE)))
+            self.waiting.append(_Request(lane, message.value, bool(message.flags & ALONE), message.attempt))
         elif message.kind == ARGS:
             lane.args = message.value
 
@@ -160,8 +213,12 @@ class Host:
             self.board.put(request.lane.slot, fields.COMPUTING_NS, began)
         total = sum(request.count for request in group)
         try:
-            batch = group[0].batch if len(group) == 1 else concatenate([request.batch for request in group])
-            computed = self.compute(batch, group[0].lane.args)
+            computed = self._turn(group[0]) if len(group) == 1 else None
+            if computed is None:
+                batch = group[0].batch if len(group) == 1 else concatenate([request.batch for request in group])
+                computed = self.compute(batch, group[0].lane.args)
+                self.curve.record(total, computed.seconds)
+            total = len(computed.values)
         except Exception as error:
             self.board.end(self.slot, began, 0, 0)
             if len(group) > 1:
@@ -171,8 +228,7 @@ class Host:
             else:
                 self._answer_trouble(group[0].lane, error)
             return
-        self.curve.record(total, computed.seconds)
-        self.board.end(self.slot, began, total, 1)
+        self.board.end(self.slot, began, total, -(-total // group[0].size) if len(group) == 1 else 1)
         if len(group) > 1:
             self.board.add(self.slot, fields.COALESCED, len(group))
         start = 0
@@ -181,15 +237,31 @@ class Host:
             if len(group) > 1:
                 values = values[start : start + request.count]
             start += request.count
-            self._answer(request.lane, computed, values)
+            if request.take(values, computed.seconds):
+                self._answer(request, computed)
+            elif request.lane.channel.fileno() in self.lanes:
+                # Behind the others: lanes take turns by batches.
+                self.waiting.append(request)
 
-    def _answer(self, lane: _Lane, computed: Computed, values: Any) -> None:
+    def _turn(self, request: _Request) -> Computed | None:
+        """Several batches of a request in one go, None when that can't be."""
+        examples = request.turn()
+        if examples is None:
+            return None
+        try:
+            return self.compute.several(examples, request.lane.args, request.size)
+        except Exception:
+            return None  # its batches are computed one by one, which tells which of them failed
+
+    def _answer(self, request: _Request, computed: Computed) -> None:
+        lane, parts = request.lane, request.values
+        values = parts[0] if len(parts) == 1 else concatenate(parts)
         about = (computed.model_id, computed.raw)
         try:
             if lane.announced != about:
                 lane.channel.send(META, about)
                 lane.announced = about
-            lane.channel.send(RESULT, values, spent=computed.seconds, stamp=time.monotonic())
+            lane.channel.send(RESULT, values, spent=request.spent, stamp=time.monotonic())
         except ChannelClosed:
             self._drop(lane)
         except Exception as error:

@@ -15,8 +15,8 @@ from typing import Any
 from kit.engine import weights
 from kit.engine.child import Context
 from kit.engine.loading import load
+from kit.engine.local_model import LocalModel
 from kit.engine.protocol import LOADED, VERIFIED, VERIFY
-from kit.engine.runner import LocalModel
 from kit.engine.transport import ChannelClosed
 
 

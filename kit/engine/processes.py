@@ -14,8 +14,9 @@ from typing import Any
 
 from kit import errors
 from kit.engine import forkserver, system
+from kit.engine.ends import channel_pair
 from kit.engine.protocol import FAILED, LOADED, STOP
-from kit.engine.transport import Channel, ChannelClosed, channel_pair
+from kit.engine.transport import Channel, ChannelClosed
 
 PRELOAD_TIMEOUT_S = 300.0
 _numbers = itertools.count(1)

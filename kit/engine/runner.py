@@ -8,22 +8,13 @@ quarantine; what differs is `compute`, which calls the model here or asks a mode
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kit import batching, errors
 from kit.engine.codec import Rows, concatenate
-
-
-class Computed(NamedTuple):
-    """What a model made of a batch: bare inferences in order, by which model, in how many seconds."""
-
-    values: Any  # list or Rows
-    model_id: str | None
-    raw: bool  # True when run_inference returned bare values, not PredictionResults
-    seconds: float = 0.0
+from kit.engine.local_model import Compute, Computed
 
 
 class Trouble(NamedTuple):
@@ -67,54 +58,8 @@ class Outcome(NamedTuple):
     batches: list[tuple[int, float]]
 
 
-Compute = Callable[[Any, Mapping[str, Any] | None], Computed]
-
-
-class LocalModel:
-    """Computes on a model in this process."""
-
-    def __init__(self, handler: Any, model: Any) -> None:
-        self.handler = handler
-        self.model = model
-        self._stacked = handler.infer_stacked if getattr(handler, "can_infer_stacked", False) else None
-        self._batch = getattr(handler, "infer_batch", None)
-
-    def __call__(self, batch: Any, inference_args: Mapping[str, Any] | None) -> Computed:
-        """Run inference on a list or Rows.
-
-        Raises:
-            WrongPredictionCount: not one prediction for each example.
-            Exception: whatever the handler raises.
-        """
-        start = time.perf_counter()
-        handler = self.handler
-        if type(batch) is Rows:
-            if self._stacked is not None:
-                out = self._stacked(batch.stacked, self.model, inference_args)
-                if out is not None:
-                    return self._checked(Rows(out), len(batch), handler.model_id, False, start)
-            batch = batch.tolist()
-        if self._batch is not None:
-            out = self._batch(batch, self.model, inference_args)
-            if not isinstance(out, list):
-                out = Rows(out)
-            return self._checked(out, len(batch), handler.model_id, False, start)
-        values = list(handler.run_inference(batch, self.model, inference_args))
-        # Beam's PredictionResult is another class with the same fields.
-        raw = not (values and hasattr(values[0], "inference") and hasattr(values[0], "example"))
-        model_id = getattr(handler, "model_id", None)
-        if not raw:
-            model_id = getattr(values[0], "model_id", None) or model_id
-            values = [value.inference for value in values]
-        return self._checked(values, len(batch), model_id, raw, start)
-
-    def _checked(self, values: Any, count: int, model_id: Any, raw: bool, start: float) -> Computed:
-        if len(values) != count:
-            raise errors.WrongPredictionCount(
-                f"{type(self.handler).__name__}.run_inference returned {len(values)} predictions for a batch of "
-                f"{count} examples: return exactly one for each example, in their order."
-            )
-        return Computed(values, model_id, raw, time.perf_counter() - start)
+#: Longest time that batches computed in one go may take together, seconds: cancelling waits for it.
+TOGETHER_S = 0.05
 
 
 class Runner:
@@ -128,6 +73,7 @@ class Runner:
         self._post = list(handler.get_postprocess_fns())
         self._skip_batching = bool(handler.should_skip_batching())
         self._check: Callable[[], None] = lambda: None
+        self._batch_s: float | None = None  # of the latest batch
         self.batch_size: int | None = self._options.get("max_batch_size")
         smallest = self._options.get("min_batch_size") or 4
         self.sizer = batching.BatchSizer(smallest, max(smallest, batching.MAX_BATCH_SIZE))
@@ -182,6 +128,16 @@ class Runner:
         position = 0
         while position < len(plan):
             self._check()
+            several = 1 if growing else self._several(plan, position)
+            if several > 1:
+                span = range(plan[position][0], plan[position + several - 1][-1] + 1)
+                together = self._together(pick(examples, span), len(plan[position]), args)
+                if together is not None:
+                    done.append((span if kept is None else [kept[index] for index in span], together))
+                    batches += [(len(part), together.seconds / several) for part in plan[position : position + several]]
+                    self._batch_s = together.seconds / several
+                    position += several
+                    continue
             indices = plan[position]
             position += 1
             batch = pick(examples, indices)
@@ -190,6 +146,7 @@ class Runner:
                 done.append((part, computed))
                 batches.append((len(part), computed.seconds))
                 self.sizer.record(len(part), computed.seconds)
+                self._batch_s = computed.seconds
             if growing and type(indices) is range and indices.stop < count and self.sizer.size > len(indices):
                 start, size = indices.stop, self.sizer.size
                 plan = [range(at, min(at + size, count)) for at in range(start, count, size)]
@@ -197,6 +154,35 @@ class Runner:
         total = count if kept is None else count + len(troubles)
         values, model_ids, raw = _gather(done, total)
         return values, model_ids, raw, batches
+
+    def _several(self, plan: list[Sequence[int]], position: int) -> int:
+        """How many of the next batches may be computed in one go: equal ranges, together under TOGETHER_S."""
+        first = plan[position]
+        if self._skip_batching or self._batch_s is None or type(first) is not range or len(first) > 0xFFFF:
+            return 1
+        most = min(len(plan) - position, int(TOGETHER_S / max(self._batch_s, 1e-6)))
+        for number in range(1, most):
+            part = plan[position + number]
+            if type(part) is not range:
+                return number
+            if len(part) != len(first):  # the rest, which may be shorter
+                return number + (position + number == len(plan) - 1 and len(part) < len(first))
+        return most
+
+    def _together(self, examples: Any, size: int, args: Mapping[str, Any] | None) -> Computed | None:
+        """Compute examples in batches of `size` in one go, which spares what each costs apart from the model's work.
+
+        None when they can't be computed so, or one fails; each is then computed alone, which tells whose
+        fault it was.
+        """
+        several = getattr(self.compute, "several", None)
+        if several is None:
+            return None
+        try:
+            computed: Computed | None = several(examples, args, size)
+        except Exception:
+            return None
+        return computed
 
     def _compute(
         self,

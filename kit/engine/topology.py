@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from kit import errors
 from kit.engine import board as fields
 from kit.engine import protocol
+from kit.engine.ends import channel_pair
 from kit.engine.lane import Lane
 from kit.engine.processes import Process
-from kit.engine.transport import ChannelClosed, channel_pair
+from kit.engine.transport import ChannelClosed
 
 if TYPE_CHECKING:
     from kit.engine.core import Engine

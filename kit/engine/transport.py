@@ -14,10 +14,11 @@ from __future__ import annotations
 import array
 import mmap
 import os
+import select
 import socket
 import struct
-import sys
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -29,6 +30,9 @@ from kit.engine import codec
 from kit.engine.arena import ARENA_BYTES, Arena, anonymous_file
 
 VERSION = 1
+#: How long a short round trip is worth waiting for awake, seconds. Long against a round trip: once one side sleeps,
+#: the scheduler wakes it on the other's core, and there they stay.
+SPIN_S = 400e-6
 # version, message kind, payload kind, flags | slot, attempt | request id | offset | freed mask |
 # stamp, spent (seconds) | bytes of head, of all buffers, number of buffers
 HEADER = struct.Struct("<BBBBHHQQQddIQI")
@@ -37,7 +41,6 @@ OWN_FD = 0xFFFE
 INLINE_BYTES = 16 << 10
 MAX_BUFFERS = 1024
 MAX_MESSAGE = 128 << 10
-SOCKET_KIND = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM
 
 
 class Message(NamedTuple):
@@ -67,6 +70,7 @@ class Channel:
         self._lock = threading.Lock()
         self._buffer = bytearray(MAX_MESSAGE)
         self._view = memoryview(self._buffer)
+        self._poll: select.poll | None = None
         self._freed: deque[int] = deque()
         self._leases: dict[int, weakref.ref[Any]] = {}
         self._out: Arena | None = None
@@ -98,7 +102,23 @@ class Channel:
             ChannelClosed: the other side is gone.
             Exception: whatever pickling `value` raises; nothing was sent then.
         """
-        payload = codec.encode(value)
+        about = (kind, request, flags, attempt, stamp, spent, fds)
+        try:
+            return self._send(codec.encode(value), *about)
+        except codec.NoBlock:
+            return self._send(codec.encode_any(value), *about)
+
+    def _send(
+        self,
+        payload: codec.Payload,
+        kind: int,
+        request: int,
+        flags: int,
+        attempt: int,
+        stamp: float,
+        spent: float,
+        fds: tuple[int, ...],
+    ) -> int:
         head, sizes = payload.head, payload.sizes
         offsets, total = _layout(sizes)
         small = total + len(head) <= INLINE_BYTES
@@ -114,8 +134,15 @@ class Channel:
                 target = memoryview(body)
             else:
                 slot, offset, target, extra = self._place(total)
-            for size, at, fill in zip(sizes, offsets, payload.fills, strict=True):
-                fill(target[at : at + size])
+            try:
+                for size, at, fill in zip(sizes, offsets, payload.fills, strict=True):
+                    fill(target[at : at + size])
+            except BaseException:
+                if extra >= 0:
+                    os.close(extra)
+                elif slot != NO_SLOT and self._out is not None:
+                    self._out.release(1 << slot)
+                raise
             freed = self._take_freed() if self._freed else 0
             packed = HEADER.pack(
                 VERSION,
@@ -133,7 +160,7 @@ class Channel:
                 total,
                 len(sizes),
             )
-            if sizes:
+            if len(sizes) > 1:
                 packed += struct.pack(f"<{len(sizes)}Q", *sizes)
             packed += head
             if small:
@@ -163,14 +190,20 @@ class Channel:
         self.sock.send(_ANNOUNCE)
         self.sock.sendmsg([packed], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 
-    def recv(self, *, block: bool = True) -> Message | None:
+    def recv(self, *, block: bool = True, spin_s: float = 0.0) -> Message | None:
         """The next message, or None when there is none and `block` is False.
+
+        Args:
+            spin_s: how long to look again and again before sleeping, seconds. Being woken costs more than
+                the rest of a short round trip.
 
         Raises:
             ChannelClosed: the other side is gone.
         """
         fds: tuple[int, ...] = ()
         try:
+            if spin_s:
+                self._spin(spin_s)
             size = self.sock.recv_into(self._buffer, 0, 0 if block else socket.MSG_DONTWAIT)
             if size == 1:
                 size, ancillary, _, _ = self.sock.recvmsg_into([self._buffer], 512, _CLOEXEC)
@@ -183,6 +216,14 @@ class Channel:
             raise ChannelClosed("end of stream")
         return self._parse(size, fds)
 
+    def _spin(self, seconds: float) -> None:
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self.sock.fileno(), select.POLLIN)
+        poll, until = self._poll.poll, time.monotonic() + seconds
+        while not poll(0) and time.monotonic() < until:
+            os.sched_yield()  # the other side may need this very core
+
     def _parse(self, size: int, fds: tuple[int, ...]) -> Message:
         view = self._view
         (version, kind, coding, flags, slot, attempt, request, offset, freed, stamp, spent, head_size, total, count) = (
@@ -193,7 +234,7 @@ class Channel:
         if freed and self._out is not None:
             with self._lock:
                 self._out.release(freed)
-        at = HEADER.size + 8 * count
+        at = HEADER.size + 8 * count if count > 1 else HEADER.size
         head: Any = bytes(view[at : at + head_size])
         if not count:
             return Message(kind, flags, request, attempt, stamp, spent, codec.decode(coding, head, []), fds)
@@ -264,30 +305,3 @@ def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     return tuple(fds)
-
-
-class Ends(NamedTuple):
-    """Descriptors of one end of a channel, to be passed to another process."""
-
-    sock: int
-    memory: int
-
-    def close(self) -> None:
-        """Close both; the other process has its own."""
-        os.close(self.sock)
-        os.close(self.memory)
-
-    def open(self, *, first: bool, copy: bool = False) -> Channel:
-        """Build the channel and close the descriptors that it no longer needs."""
-        channel = Channel(socket.socket(fileno=self.sock), self.memory, first=first, copy=copy)
-        os.close(self.memory)
-        return channel
-
-
-def channel_pair() -> tuple[Ends, Ends]:
-    """Descriptors of the two ends of a new channel; the first end opens with first=True."""
-    left, right = socket.socketpair(socket.AF_UNIX, SOCKET_KIND)
-    for sock in (left, right):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_MESSAGE)
-    memory = anonymous_file("kit-ring", 2 * ARENA_BYTES)
-    return Ends(left.detach(), memory), Ends(right.detach(), os.dup(memory))

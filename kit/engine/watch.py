@@ -1,7 +1,7 @@
 """Measurements of a running deployment: a thread that looks once a second, and the tables made of it.
 
 PSS is dear to read (the kernel walks the page tables), so it is read seldom, by a sampler that keeps
-within 1 % of a core, and each figure comes with its age.
+within 0.3 % of a core, and each figure comes with its age.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._sampler = MemorySampler(self._watched)
+        self._sampler = MemorySampler(self._watched, share=0.003)
         self._stop = threading.Event()
         self._before = engine.dispatcher.counters.as_dict()
         self._latency = engine.dispatcher.latency.snapshot()

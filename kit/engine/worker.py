@@ -19,7 +19,9 @@ from typing import Any
 from kit.engine import board as fields
 from kit.engine import weights
 from kit.engine.child import Context
+from kit.engine.ends import Ends
 from kit.engine.loading import load
+from kit.engine.local_model import Computed, LocalModel
 from kit.engine.protocol import (
     ADD_HOST,
     ALONE,
@@ -34,8 +36,8 @@ from kit.engine.protocol import (
     RUN,
     STOP,
 )
-from kit.engine.runner import Computed, LocalModel, Outcome, Runner, Trouble
-from kit.engine.transport import Channel, ChannelClosed, Ends
+from kit.engine.runner import Outcome, Runner, Trouble
+from kit.engine.transport import SPIN_S, Channel, ChannelClosed
 
 
 class HostLost(BaseException):
@@ -100,8 +102,8 @@ class HostPool:
         """Use one more host; called from the main thread."""
         self.hosts = {**self.hosts, index: _HostLane(channel)}
 
-    def __call__(self, batch: Any, inference_args: Mapping[str, Any] | None) -> Computed:
-        """Compute a batch on a host.
+    def __call__(self, batch: Any, inference_args: Mapping[str, Any] | None, size: int = 0) -> Computed:
+        """Compute a batch on a host; with `size`, in batches of that many examples, answered together.
 
         Raises:
             HostLost: the host went away, or there is none.
@@ -112,13 +114,17 @@ class HostPool:
         self.board.put(self.slot, fields.COMPUTING_NS, 0)
         self.board.put(self.slot, fields.TARGET, index + 1)
         try:
-            return self.hosts[index].compute(batch, inference_args, ALONE if self.alone else 0)
+            return self.hosts[index].compute(batch, inference_args, ALONE if self.alone else 0, size)
         except ChannelClosed as error:
             self.hosts = {number: lane for number, lane in self.hosts.items() if number != index}
             raise HostLost from error
         finally:
             self.board.put(self.slot, fields.TARGET, 0)
             self.board.put(self.slot, fields.COMPUTING_NS, time.monotonic_ns())
+
+    def several(self, examples: Any, inference_args: Mapping[str, Any] | None, size: int) -> Computed:
+        """Compute examples on a host in batches of `size`, with one answer for all."""
+        return self(examples, inference_args, size)
 
     def _least_loaded(self) -> int:
         if len(self.hosts) == 1:
@@ -141,17 +147,21 @@ class _HostLane:
         self.args: Mapping[str, Any] | None = None
         self.model_id: str | None = None
         self.raw = False
+        self.spin_s = 0.0
 
-    def compute(self, batch: Any, inference_args: Mapping[str, Any] | None, flags: int) -> Computed:
+    def compute(self, batch: Any, inference_args: Mapping[str, Any] | None, flags: int, size: int) -> Computed:
         channel = self.channel
         if inference_args != self.args:
             channel.send(ARGS, inference_args)
             self.args = inference_args
-        channel.send(RUN, batch, flags=flags)
+        channel.send(RUN, batch, flags=flags, attempt=size)
+        sent = time.monotonic()
         while True:
-            message = channel.recv()
+            message = channel.recv(spin_s=self.spin_s)
             assert message is not None
             if message.kind == RESULT:
+                # Only where answers come fast is it worth waiting for them awake.
+                self.spin_s = SPIN_S if time.monotonic() - sent < 2 * SPIN_S else 0.0
                 return Computed(message.value, self.model_id, self.raw, message.spent)
             if message.kind == META:
                 self.model_id, self.raw = message.value

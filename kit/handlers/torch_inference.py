@@ -92,6 +92,28 @@ class ModelFn:
                 output = call(stack(batch, device), **args)
         return results.per_example(output, count)
 
+    def forward_batches(
+        self, examples: Any, size: int, model: Any, device: Any, inference_args: Mapping[str, Any] | None
+    ) -> Any:
+        """`forward` of examples (a list, or one tensor or array) in batches of `size`, as one tensor [n, ...].
+
+        None when an output isn't a tensor with one row an example.
+        """
+        import torch
+
+        call = model if self.method is None else getattr(model, self.method)
+        args = inference_args or {}
+        outputs = []
+        with torch.no_grad():
+            for start in range(0, len(examples), size):
+                batch = examples[start : start + size]
+                output = call(stack(batch, device), **args)
+                if type(output) is not torch.Tensor or output.ndim == 0 or len(output) != len(batch):
+                    return None
+                outputs.append(output)
+            together = torch.cat(outputs)
+        return together if together.device.type == "cpu" else together.cpu()
+
     def __call__(
         self,
         batch: Sequence[Any],
@@ -164,6 +186,20 @@ class TorchHandler(ModelHandler):
             self._no_single_tensor = True
             return None
         return output
+
+    def infer_batches(
+        self, examples: Any, size: int, model: Any, inference_args: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Inferences as one tensor [n, ...] on the CPU, computed in batches of `size`.
+
+        Args:
+            examples: a list, or a tensor or array [n, ...].
+
+        None when the model's output isn't one tensor; then use `infer_batch`.
+        """
+        if self._no_single_tensor or not self.can_infer_stacked:
+            return None
+        return self._inference_fn.forward_batches(examples, size, model, self.device, inference_args)  # type: ignore[attr-defined]
 
     def infer_batch(self, batch: Any, model: Any, inference_args: Mapping[str, Any] | None = None) -> Any:
         """Inferences on the CPU: a tensor [n, ...], or a list of n where the model returns something else."""

@@ -77,8 +77,8 @@ def _each(call: Callable[[], Any], count: int) -> list[float]:
 @contextlib.contextmanager
 def client_of_host(deployment: kit.Deployment) -> Iterator[Any]:
     """Make this process a worker thread of the deployment's first model host; gives what computes a batch."""
+    from kit.engine.ends import channel_pair
     from kit.engine.protocol import ADD_LANE
-    from kit.engine.transport import channel_pair
     from kit.engine.worker import HostPool
 
     engine = deployment._engine

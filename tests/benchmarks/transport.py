@@ -15,7 +15,7 @@ from tests.benchmarks import beam_peer, harness
 from tests.benchmarks.harness import Figure
 
 _ECHO = (
-    "import sys; sys.path.insert(0, sys.argv[3]); from kit.engine.transport import ChannelClosed, Ends\n"
+    "import sys; sys.path.insert(0, sys.argv[3]); from kit.engine.ends import Ends\n"
     "from tests.benchmarks.transport import echo; echo(Ends(int(sys.argv[1]), int(sys.argv[2])))"
 )
 
@@ -74,7 +74,7 @@ def _memcpy(array: Any) -> Callable[[Any], Any]:
 @contextlib.contextmanager
 def _ours() -> Iterator[Callable[[Any], Any]]:
     from kit.engine.codec import Rows
-    from kit.engine.transport import channel_pair
+    from kit.engine.ends import channel_pair
 
     ours, theirs = channel_pair()
     process = subprocess.Popen([sys.executable, "-c", _ECHO, *map(str, theirs), os.getcwd()], pass_fds=tuple(theirs))
