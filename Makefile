@@ -7,6 +7,8 @@ READY := .venv/.ready
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 # mypy stops at a package that isn't there.
 TYPED = $(patsubst %/__init__.py,-p %,$(wildcard kit/__init__.py widgets/__init__.py))
+# A container's only user is often root, whom Jupyter refuses unless told so.
+AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -19,7 +21,7 @@ demo: $(READY) ## serve MiniLM in all four modes; print the comparison and the p
 	$(PY) -m kit.demo
 
 lab: $(READY) ## open JupyterLab on the first lesson
-	$(PY) -m jupyterlab notebooks/01_basic_inference.ipynb
+	$(PY) -m jupyterlab $(AS_ROOT) notebooks/01_basic_inference.ipynb
 
 test: lint assets ## lint, unit tests and every notebook
 	$(PY) -m pytest -m "not gpu"
