@@ -101,6 +101,10 @@ class BareLoop:
         self._process.wait()
         self._output.close()
 
+    def abort(self) -> None:
+        """Kill the process; who waits for its answer gets WorkerDied."""
+        self._process.kill()
+
     def _ask(self, what: str, seconds: float) -> Any:
         self._connection.send((what, seconds))
         return self._answer()

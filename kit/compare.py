@@ -8,7 +8,7 @@ import io
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import inputs
 from kit.compare_best import Choice, best
+from kit.compare_cancel import Cancel
 from kit.compare_plot import Point, draw, number
 from kit.compare_run import BARE_LOOP, Contender, Result, bare_loop, deployed, fork_server, measure
 from kit.engine.packing import pack
@@ -45,6 +46,8 @@ def compare(
     threads: int = 1,
     progress: bool = True,
     seconds: float = 1.0,
+    on_progress: Callable[[int, int, str], None] | None = None,
+    cancel: Cancel | None = None,
 ) -> Comparison:
     """Serve `examples` in each mode, in fresh processes each, and measure.
 
@@ -63,6 +66,8 @@ def compare(
             the line in the picture and what `best` goes by, unless they are given another.
         progress: show a progress bar.
         seconds: least time of each measurement; each repeat has three (warm-up, throughput, latency).
+        on_progress: called after each measurement with (done, total, what was measured).
+        cancel: a `kit.compare_cancel.Cancel`, whose ``cancel()`` ends the comparison from another thread.
 
     Returns:
         A Comparison; in a notebook it shows its table and picture.
@@ -72,6 +77,7 @@ def compare(
         InvalidSetting: no examples, an unknown mode, a setting that can't work.
         HandlerNotPicklable: the handler can't travel to the serving processes.
         KitError: neither a mode nor the bare loop could run; the loop's error.
+        CancelledError: `cancel` was used; nothing is left running.
     """
     rows = _rows(examples)
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
@@ -93,7 +99,13 @@ def compare(
             contender.prepared_s = prepared_s
         _name(contenders)
         with progress_bar(len(contenders) * repeats, "compare", "measurements", enabled=show) as bar:
-            measure(contenders, repeats, seconds, lambda label: bar.update(1))
+
+            def step(label: str) -> None:
+                bar.update(1)
+                if on_progress is not None:
+                    on_progress(bar.n, len(contenders) * repeats, label)
+
+            measure(contenders, repeats, seconds, step, cancel)
     results = [contender.result for contender in contenders]
     if not any(result.measured for result in results):
         raise next(result.error for result in results if result.error is not None)

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from kit.bare_loop import BareLoop
+from kit.compare_cancel import Cancel, Served
 from kit.errors import InferenceFailed, InvalidSetting, KitError
 from kit.load import LoadGenerator
 from kit.memory import process_memory
@@ -21,27 +22,6 @@ from kit.settings import Settings
 BARE_LOOP = "bare loop"
 #: A contender that starts within this is started afresh in every round; a slower one is measured in one go.
 CHEAP_START_S = 8.0
-
-
-class Served(Protocol):
-    """A model that is being served, in whatever way, and can be measured."""
-
-    weights_bytes: int
-
-    def pids(self) -> list[int]:
-        """All processes whose memory it takes."""
-
-    def warm_up(self, seconds: float) -> None:
-        """Run until everything that is made at first use is made, for about `seconds`."""
-
-    def throughput(self, seconds: float) -> float:
-        """Elements a second of the whole job, passes repeated for at least `seconds`."""
-
-    def latency(self, seconds: float) -> LatencyHistogram:
-        """Latencies of requests of one example, measured for about `seconds`."""
-
-    def close(self) -> None:
-        """End all its processes."""
 
 
 @dataclass(slots=True)
@@ -106,7 +86,11 @@ class Contender:
 
 
 def measure(
-    contenders: Sequence[Contender], repeats: int, seconds: float, step: Callable[[str], None] = lambda label: None
+    contenders: Sequence[Contender],
+    repeats: int,
+    seconds: float,
+    step: Callable[[str], None] = lambda label: None,
+    cancel: Cancel | None = None,
 ) -> None:
     """Measure each contender `repeats` times, in rounds, every other round in reverse order.
 
@@ -115,15 +99,18 @@ def measure(
 
     Raises:
         InvalidSetting: a contender's settings can't work. Other errors of ours become notes.
+        CancelledError: `cancel` was used.
     """
+    cancel = cancel or Cancel()
     for number in range(repeats):
         for contender in contenders if number % 2 == 0 else reversed(contenders):
             result = contender.result
             missing = repeats - len(result.throughputs)
             if result.error is not None or missing <= repeats - number - 1:
                 continue
+            cancel.check()
             try:
-                with _started(contender) as served:
+                with _started(contender) as served, cancel.watching(served):
                     expensive = result.starts_s[-1] - contender.prepared_s > CHEAP_START_S
                     for _ in range(missing if expensive else 1):
                         _measure_once(served, result, seconds)
@@ -296,3 +283,5 @@ class _Deployed:
 
     def close(self) -> None:
         self._deployment.close()
+
+    abort = close

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import dataclasses
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from kit.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from kit.snapshot import Snapshot
 
 
 class Deployment:
@@ -145,27 +148,59 @@ class Deployment:
         threads: int | None = None,
         model_copies: int | None = None,
         memory_budget: int | float | str | None = None,
+        batching: Mapping[str, Any] | None = None,
     ) -> Self:
         """Change settings live; what isn't given stays. No request fails or is lost.
 
         The new topology is started beside the old one, takes over, and the old one finishes what it has. If
         both don't fit the memory budget, the old one is drained and ended first, and requests wait.
+        A `memory_budget` of "none" takes the budget away; `batching` changes the handler's batching options
+        (`ModelHandler.with_batching`), such as ``{"max_batch_size": 16}``.
 
         Raises:
             InvalidSetting, BudgetExceeded, SharedModeUnavailable, ModelLoadFailed: the old mode serves on.
         """
         engine = self._engine
         engine.raise_if_closed()
-        wanted = engine.settings.change(
-            engine.handler,
+        wanted = self.settings_for(
+            mode, processes=processes, threads=threads, model_copies=model_copies, memory_budget=memory_budget
+        )
+        handler = None
+        if batching:
+            if not hasattr(engine.handler, "with_batching"):
+                raise errors.InvalidSetting(
+                    f"batching={dict(batching)!r}: {type(engine.handler).__name__} isn't derived from "
+                    "kit.ModelHandler, so set its batch sizes when you make it, and use update_model(handler)."
+                )
+            handler = engine.handler.with_batching(**batching)
+        engine.switch(wanted, handler)
+        return self
+
+    def settings_for(
+        self,
+        mode: str | None = None,
+        *,
+        processes: int | None = None,
+        threads: int | None = None,
+        model_copies: int | None = None,
+        memory_budget: int | float | str | None = None,
+    ) -> Settings:
+        """The settings that `switch` with these arguments would lead to; changes nothing.
+
+        Raises:
+            InvalidSetting: they can't work.
+        """
+        settings = self._engine.settings
+        if memory_budget == "none":
+            memory_budget, settings = None, dataclasses.replace(settings, memory_budget=None)
+        return settings.change(
+            self._engine.handler,
             mode=mode,
             processes=processes,
             threads=threads,
             model_copies=model_copies,
             memory_budget=memory_budget,
         )
-        engine.switch(wanted)
-        return self
 
     def cancel_switch(self) -> bool:
         """Stop a switch or update that hasn't taken over yet; False when none is under way."""
@@ -238,12 +273,40 @@ class Deployment:
             kept = kept[-lines:] if lines else []
         return "\n".join(f"[{line.role} {line.pid}] {line.text}" for line in kept)
 
+    def snapshot(self, seconds: float = 120.0) -> Snapshot:
+        """All that a view shows, at this moment, with the figures of the last `seconds`; cheap."""
+        from kit import snapshot
+
+        return snapshot.take(self._engine, self._watch, seconds)
+
+    def kill(self, role: str = "worker", index: int = 0) -> int:
+        """Kill a serving process, to see that it is replaced and no request fails; returns its pid.
+
+        This doesn't count towards the deaths that end a deployment.
+
+        Raises:
+            InvalidSetting: there is no such process.
+        """
+        self._engine.raise_if_closed()
+        return self._engine.topology.kill(role, index)
+
     # ---- end ---------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
         """True once nothing is served any more."""
         return not self._engine.alive
+
+    def at_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have `callback` called once nothing is served any more; returns a function that takes it back."""
+        callbacks = self._engine.at_close
+        callbacks.append(callback)
+
+        def take_back() -> None:
+            if callback in callbacks:
+                callbacks.remove(callback)
+
+        return take_back
 
     def close(self) -> None:
         """End all processes and threads; requests that wait fail with DeploymentClosed. Idempotent."""

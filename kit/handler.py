@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from kit.errors import InvalidSetting
 
 Function = Callable[[Any], Any]
+BATCHING_OPTIONS = (
+    *("min_batch_size", "max_batch_size", "max_batch_duration_secs", "max_batch_weight", "max_batch_tokens"),
+    *("element_size_fn", "batch_length_fn", "batch_bucket_boundaries"),
+)
 
 
 class PredictionResult(NamedTuple):
@@ -65,6 +69,14 @@ class ModelHandler:
     _postprocess_fns: tuple[Function, ...] = ()
     _skip_batching = False
     _origin: ModelHandler | None = None
+    #: The arguments of the constructor, so that a handler can be written down as code.
+    _made_with: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        if args or kwargs:  # a copy is made without, and keeps the original's
+            self._made_with = (args, kwargs)
+        return self
 
     def __init__(
         self,
@@ -213,6 +225,24 @@ class ModelHandler:
     def with_no_batching(self) -> ModelHandler:
         """A copy for examples that already are batches: each is passed to ``run_inference`` alone."""
         return self._copy(_skip_batching=True)
+
+    def with_batching(self, **options: Any) -> ModelHandler:
+        """A copy with other batching options (those of the constructor); None takes one away.
+
+        Raises:
+            InvalidSetting: an option that is unknown or can't work.
+        """
+        unknown = [name for name in options if name not in BATCHING_OPTIONS]
+        if unknown:
+            raise InvalidSetting(f"{unknown[0]!r} isn't a batching option: use {', '.join(BATCHING_OPTIONS)}.")
+        changed = {**self._options, **options}
+        kept = {name: value for name, value in changed.items() if value is not None}
+        check_batch_options(kept)
+        if "max_batch_tokens" in kept and "batch_length_fn" not in kept:
+            raise InvalidSetting(
+                f"max_batch_tokens={kept['max_batch_tokens']} needs batch_length_fn, an example's length in tokens."
+            )
+        return self._copy(_options=kept)
 
     @staticmethod
     def from_callable(load: Callable[[], Any], run: Callable[..., Iterable[Any]], **options: Any) -> ModelHandler:

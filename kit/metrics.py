@@ -7,6 +7,7 @@ its global lock no count is lost. Without that lock (free-threaded builds) a few
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import deque
@@ -260,6 +261,12 @@ class History:
     def events(self) -> list[Event]:
         """The events, oldest first."""
         return list(self._events)
+
+    def recent(self, seconds: float) -> list[dict[str, Any]]:
+        """The rows of the last `seconds`, oldest first, as they were added; cheap, however long the history is."""
+        since = self._clock() - seconds
+        found = list(itertools.takewhile(lambda row: row["time"] >= since, reversed(tuple(self._rows))))
+        return found[::-1]
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows, oldest first: "time" (seconds since the epoch), "elapsed_s", the figures, "events".

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from kit import errors
@@ -56,6 +57,8 @@ class Engine:
         self.topology = Topology(self, handler, handler_bytes, settings)
         self.starting: Topology | None = None
         self.last_switch: dict[str, Any] = {}
+        self.switching: tuple[Topology, float] | None = None  # the one to come, and since when
+        self.at_close: list[Callable[[], None]] = []
         self._switching = threading.Lock()
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._close_lock = threading.Lock()
@@ -146,7 +149,11 @@ class Engine:
             together = (old.settings.copies + settings.copies) * (model_bytes or 0)
             drain_first = budget is not None and together > budget
             began = time.monotonic()
-            (self._switch_drained if drain_first else self._switch_side_by_side)(old, new, new_handler)
+            self.switching = (new, began)
+            try:
+                (self._switch_drained if drain_first else self._switch_side_by_side)(old, new, new_handler)
+            finally:
+                self.switching = None
             self.last_switch = {
                 "policy": "drain first" if drain_first else "side by side",
                 "seconds": time.monotonic() - began,
@@ -273,6 +280,8 @@ class Engine:
             self.reactor.stop()
             self.logs.close()
             self.board.close()
+        for callback in list(self.at_close):
+            callback()
 
 
 def preload_of(handler: Any) -> list[str]:

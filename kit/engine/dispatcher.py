@@ -60,7 +60,8 @@ class Dispatcher:
         self.on_first: Callable[[Request], None] | None = None  # called once with the next request
         self._cost_s = 0.0  # seconds an example, smoothed
         self._bytes = 0.0  # bytes an example, smoothed
-        self.latest: dict[str, Any] = {}
+        self.latest: dict[str, Any] = {}  # the last answer: example, result, pid, mode, seconds
+        self._made: dict[str, Any] = {}  # by whom the chunk in hand was computed
         self.sample: list[Any] = []  # a few recent examples, to verify another copy of the model with
         self.use(handler)
 
@@ -271,7 +272,7 @@ class Dispatcher:
             total = now - part.request.accepted_at
             queue = max(0.0, began - part.request.accepted_at)
             self.latency.record(total, min(queue, total), min(message.spent, total), len(part.indices))
-        self.latest.update(pid=lane.process.pid, mode=lane.mode, seconds=now - began)
+        self._made = {"pid": lane.process.pid, "mode": lane.mode, "seconds": now - began}
 
     def deliver(self, chunk: Chunk, values: Any, model_ids: Any, plain: bool, troubles: dict[int, Trouble]) -> None:
         """Hand the answers of a chunk to the requests that its parts belong to."""
@@ -289,7 +290,12 @@ class Dispatcher:
             start = stop
         if start:
             request, indices = chunk.parts[-1]
-            self.latest.update(example=request.examples[indices[-1]], result=request.results[indices[-1]])
+            # A new dict: who reads it gets an example with its own answer.
+            self.latest = {
+                **self._made,
+                "example": request.examples[indices[-1]],
+                "result": request.results[indices[-1]],
+            }
 
     def failed(self, lane: Lane, message: Any) -> None:
         """A worker thread reports that a chunk failed as a whole."""

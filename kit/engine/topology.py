@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.engine import board as fields
-from kit.engine import protocol
+from kit.engine import protocol, system
 from kit.engine.ends import channel_pair
 from kit.engine.lane import Lane
 from kit.engine.processes import Process
@@ -254,7 +254,27 @@ class Topology:
             assert lane.hosts is not None
             lane.hosts.add(host.index)
 
+    def progress(self) -> tuple[int, int]:
+        """Workers and hosts that have their model, and how many there will be."""
+        ready = sum(process.ready for process in list(self.processes) if process.role in ("worker", "host"))
+        return ready, self.settings.processes + (self.settings.model_copies if self.settings.remote else 0)
+
     # ---- deaths ------------------------------------------------------------------------------
+
+    def kill(self, role: str, index: int) -> int:
+        """Kill a worker or host on purpose; it is replaced, and its death isn't held against anybody. Returns its pid.
+
+        Raises:
+            InvalidSetting: there is no such process.
+        """
+        serving = [process for process in list(self.processes) if process.role in ("worker", "host") and process.alive]
+        for process in serving:
+            if (process.role, process.index) == (role, index):
+                process.expected_death = True
+                system.kill(process.pid)
+                return process.pid
+        there = ", ".join(f"{process.role} {process.index}" for process in serving) or "none at the moment"
+        raise errors.InvalidSetting(f"there is no {role} {index!r} to kill; processes that serve: {there}.")
 
     def _lane_closed(self, lane: Lane) -> None:
         """All answers of the lane are read and its thread is gone."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from kit.engine import board as fields
@@ -35,7 +36,7 @@ class Watch:
         self._before = engine.dispatcher.counters.as_dict()
         self._latency = engine.dispatcher.latency.snapshot()
         self._at = time.monotonic()
-        self._busy: dict[int, tuple[float, int, float]] = {}
+        self._marks: dict[int, deque[tuple[float, int, int]]] = {}
         self._stray: dict[int, int] = {}
         self._looked_at = self._at
         self._thread = threading.Thread(target=self._run, name="kit-watch", daemon=True)
@@ -58,6 +59,7 @@ class Watch:
             if not self._engine.alive:
                 return
             self._sampler.tick()
+            self._note_work()
             if time.monotonic() - self._looked_at > STRAY_WRITES_EVERY_S:
                 self.look_for_stray_writes()
             self._add_row()
@@ -122,7 +124,9 @@ class Watch:
             pss += _pss(forkserver)
             libraries += _pss(forkserver)
         libraries = max(0, libraries - shared)
+        on_gpu = [sample.gpu_bytes for sample in samples.values() if sample.gpu_bytes is not None]
         return {
+            **({"gpu_bytes": sum(on_gpu)} if on_gpu else {}),
             "pss_bytes": pss,
             "libraries_bytes": libraries,
             "weights_private_bytes": private,
@@ -158,17 +162,14 @@ class Watch:
         board = self._engine.board
         slots = process.lane_slots or [process.slot]
         now_ns = time.monotonic_ns()
-        examples = sum(board.get(slot, fields.EXAMPLES) for slot in slots)
+        busy_ns, examples = self._done(slots, now_ns)
         batches = sum(board.get(slot, fields.BATCHES) for slot in slots)
-        busy_ns = sum(board.busy_ns(slot, now_ns) for slot in slots)
-        before = self._busy.get(process.pid)
+        marks = self._marks.get(process.pid)
+        before = marks[0] if marks else None
         share = rate = float("nan")
-        if before is not None and now_ns * 1e-9 - before[0] > 0:
-            seconds = now_ns * 1e-9 - before[0]
+        if before is not None and (seconds := now_ns * 1e-9 - before[0]) > 0:
             share = min(1.0, (busy_ns - before[1]) / 1e9 / seconds / len(slots))
             rate = (examples - before[2]) / seconds
-        if before is None or now_ns * 1e-9 - before[0] > RATE_WINDOW_S:
-            self._busy[process.pid] = (now_ns * 1e-9, busy_ns, examples)
         return {
             "examples": examples,
             "batches": batches,
@@ -178,6 +179,26 @@ class Watch:
             "busy_share": share,
             "heartbeat_age_s": (now_ns - board.get(process.slot, fields.HEARTBEAT_NS)) / 1e9,
         }
+
+    def _done(self, slots: list[int], now_ns: int) -> tuple[int, int]:
+        """Nanoseconds of work and examples so far."""
+        board = self._engine.board
+        return (
+            sum(board.busy_ns(slot, now_ns) for slot in slots),
+            sum(board.get(slot, fields.EXAMPLES) for slot in slots),
+        )
+
+    def _note_work(self) -> None:
+        """Keep what each process has done so far, to tell its share and rate of the last seconds."""
+        now_ns = time.monotonic_ns()
+        processes = {process.pid: process for process in list(self._engine.topology.processes)}
+        for pid in [pid for pid in self._marks if pid not in processes]:
+            del self._marks[pid]
+        for pid, process in processes.items():
+            marks = self._marks.setdefault(pid, deque())
+            marks.append((now_ns * 1e-9, *self._done(process.lane_slots or [process.slot], now_ns)))
+            while len(marks) > 1 and now_ns * 1e-9 - marks[1][0] >= RATE_WINDOW_S:
+                marks.popleft()
 
     def read_memory_now(self) -> None:
         """Read what is due now, without waiting for the next look."""
