@@ -62,6 +62,8 @@ class Process:
         """How the process ended, in words."""
         if self.exit_status is None:
             return "ended with the fork server"
+        if self.expected_death:
+            return "was killed on purpose"
         return system.describe_exit(self.exit_status)
 
     def ask_to_stop(self) -> None:

@@ -1,0 +1,103 @@
+"""The load of a deployment, which all its panels share: any of them starts, changes and stops it."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from kit.deployment import Deployment
+from kit.errors import DeploymentClosed, InvalidSetting
+from kit.load import LoadGenerator, LoadReport
+
+_loads: weakref.WeakKeyDictionary[Deployment, SharedLoad] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def load_of(deployment: Deployment) -> SharedLoad:
+    """The one load of a deployment."""
+    with _lock:
+        return _loads.setdefault(deployment, SharedLoad(deployment))
+
+
+class WeakDeployment:
+    """Passes examples on to a deployment without keeping it: dropping its last reference still closes it."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = weakref.ref(deployment)
+
+    def submit(self, examples: Any) -> Future[list[Any]]:
+        """As `Deployment.submit`.
+
+        Raises:
+            DeploymentClosed: it is gone.
+        """
+        deployment = self._deployment()
+        if deployment is None:
+            raise DeploymentClosed("the deployment was dropped, and the load with it.")
+        future = deployment.submit(examples)
+        # With requests always in flight the futures would keep it for ever.
+        future.deployment = None  # type: ignore[attr-defined]
+        return future
+
+
+class SharedLoad:
+    """Start, change and stop; ends with the last panel that uses it."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._weak = WeakDeployment(deployment)
+        self._lock = threading.Lock()
+        self._generator: LoadGenerator | None = None
+        self._users = 0
+
+    def join(self) -> None:
+        """Count one more panel."""
+        with self._lock:
+            self._users += 1
+
+    def leave(self) -> None:
+        """Count one panel less; the last one stops the load."""
+        with self._lock:
+            self._users -= 1
+            last = self._users <= 0
+        if last:
+            self.stop(timeout_s=2.0)
+
+    def start(self, examples: Sequence[Any], rate: float | None) -> None:
+        """Start it, or change the rate of the one that runs.
+
+        Raises:
+            InvalidSetting: no examples, or a rate that can't be.
+        """
+        with self._lock:
+            if self._generator is not None and self._generator.running:
+                self._generator.rate = rate
+                return
+            if not len(examples):
+                raise InvalidSetting(
+                    "the load has no examples to send: make the panel with ServingPanel(deployment, examples=...), or "
+                    "predict something first."
+                )
+            self._generator = LoadGenerator(self._weak, examples, rate).start()
+
+    def stop(self, timeout_s: float = 60.0) -> LoadReport | None:
+        """Stop it and wait for the answers still due; None when there was none."""
+        with self._lock:
+            generator = self._generator
+        return None if generator is None else generator.stop(timeout_s).report()
+
+    @property
+    def running(self) -> bool:
+        """Whether requests are being sent."""
+        return self._generator is not None and self._generator.running
+
+    @property
+    def rate(self) -> float | None:
+        """Requests a second, None for as fast as possible."""
+        return None if self._generator is None else self._generator.rate
+
+    def report(self) -> LoadReport | None:
+        """What it met so far; None when it never ran."""
+        return None if self._generator is None else self._generator.report()

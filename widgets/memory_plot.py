@@ -1,0 +1,163 @@
+"""Memory over time, stacked by role, and beside it what there is now against what a chosen mode would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.collections import PolyCollection
+from matplotlib.patches import Rectangle
+
+from kit.memory import format_bytes, memory_limit
+from widgets.html import GREY, PURPLE, ROLES, VERMILLION
+from widgets.plots import WIDTH_PX, TimePlot, marks
+
+if TYPE_CHECKING:
+    from kit.settings import Settings
+    from kit.snapshot import Snapshot
+
+#: Weights lie at the bottom, so that their top can be read against the budget, which is theirs.
+_STACK = list(ROLES)
+#: Libraries, the largest layer and the dullest, let lines and words show through.
+_ALPHA = {name: 0.45 if name == "libraries_bytes" else 0.9 for name in _STACK}
+
+
+class MemoryPlot(TimePlot):
+    """The stack over time, the budget and the machine's limit as lines, the bars "now" and "chosen"."""
+
+    HEIGHT_PX = 270
+
+    def __init__(self) -> None:
+        super().__init__(self.HEIGHT_PX)
+        self.stack = self.axes(70, 24, WIDTH_PX - 318, 208)
+        self.bars = self.axes(WIDTH_PX - 225, 24, 215, 208, timed=False)
+        self.stack.set_ylabel("memory (PSS), MB", color=GREY, fontsize=9)
+        self._layers = []
+        for name in _STACK:
+            layer = PolyCollection([], facecolor=ROLES[name][1], edgecolor="none", alpha=_ALPHA[name], zorder=2)
+            self.stack.add_collection(layer, autolim=False)
+            self._layers.append(layer)
+        self._gpu: Any = None
+        self._now = [self._bar(0.15, ROLES[name][1], alpha=_ALPHA[name]) for name in _STACK]
+        self._ghost = [self._bar(1.15, "none", edge=ROLES[name][1]) for name in _STACK]
+        self._budget = [self._level(axes, VERMILLION, (0, (5, 3))) for axes in (self.stack, self.bars)]
+        self._limit = [self._level(axes, GREY, (0, (1, 1.5))) for axes in (self.stack, self.bars)]
+        self._words = {
+            # White on its own dark ground: it may lie on any layer, on a light page or a dark one.
+            name: self.stack.text(
+                *(0, 0, ""),
+                fontsize=9,
+                color="white",
+                va="bottom",
+                zorder=6,
+                bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+            )
+            for name, colour in (("budget", "#A84600"), ("limit", "#555555"))
+        }
+        self._totals = [self.bars.text(x, 0, "", fontsize=9, color=GREY, ha="center", va="bottom") for x in (0.5, 1.5)]
+        self.bars.set_xlim(0, 2)
+        self.bars.set_yticks([])
+        self.stack.locator_params(axis="y", nbins=5)
+        self.stack.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.7)
+
+    def _bar(self, x: float, face: str, edge: str | None = None, alpha: float = 0.9) -> Any:
+        patch = Rectangle((x, 0), 0.7, 0, facecolor=face, alpha=alpha, linewidth=0, zorder=2)
+        if edge is not None:
+            patch.set(edgecolor=edge, hatch="///", linewidth=1.6, linestyle="--", zorder=3)
+        self.bars.add_patch(patch)
+        return patch
+
+    def _level(self, axes: Any, colour: str, style: Any) -> Any:
+        return axes.axhline(0, color=colour, linestyle=style, linewidth=1.8, zorder=5)
+
+    def draw(self, snapshot: Snapshot, chosen: Settings | None, predicted: Mapping[str, int] | None) -> bytes:
+        """A PNG; `chosen` are settings that aren't applied (yet), `predicted` the bytes that they would take."""
+        rows = [row for row in snapshot.rows if row.get("pss_bytes")]
+        times = [row["time"] for row in rows]
+        below = [0.0] * len(rows)
+        for name, layer in zip(_STACK, self._layers, strict=True):
+            above = [low + row[name] / 1e6 for low, row in zip(below, rows, strict=True)]
+            edge = [*zip(times, below, strict=True), *reversed(list(zip(times, above, strict=True)))]
+            layer.set_verts([edge] if len(rows) > 1 else [])
+            below = above
+        self._draw_gpu(rows, times)
+        now = {name: rows[-1][name] if rows else 0 for name in _STACK}
+        self._fill(self._now, now)
+        self._fill(self._ghost, predicted or {})
+        highest = max([*below, sum((predicted or {}).get(name, 0) for name in _STACK) / 1e6, 1.0])
+        budget = (chosen or snapshot.settings).memory_budget
+        self._draw_levels(highest, budget)
+        shown = "now: " + snapshot.settings.mode
+        names = [shown, f"chosen: {chosen.mode}" if chosen is not None else ""]
+        self.bars.set_xticks([0.5, 1.5], names)
+        for text, x, bar in zip(self._totals, (0.5, 1.5), (now, predicted), strict=True):
+            total = sum((bar or {}).get(name, 0) for name in _STACK)
+            text.set(position=(x, total / 1e6), text=format_bytes(total) if total else "")
+        if times:
+            self.set_clock(snapshot.rows[0]["time"], snapshot.rows[-1]["time"])
+            self.mark(marks(snapshot.events, snapshot.rows[0]["time"]))
+            self._place_words()
+        return self.png()
+
+    def _fill(self, bars: list[Any], sizes: Mapping[str, int]) -> None:
+        bottom = 0.0
+        for name, bar in zip(_STACK, bars, strict=True):
+            height = sizes.get(name, 0) / 1e6
+            bar.set_y(bottom)
+            bar.set_height(height)
+            bar.set_visible(height > 0)
+            bottom += height
+
+    def _draw_levels(self, highest: float, budget: int | None) -> None:
+        limit = memory_limit() / 1e6
+        top = 1.15 * max(highest, min((budget or 0) / 1e6, 2 * highest))
+        for axes in (self.stack, self.bars):
+            axes.set_ylim(0, top)
+        words = {"budget": (budget or 0) / 1e6, "limit": limit}
+        for name, lines in (("budget", self._budget), ("limit", self._limit)):
+            for line in lines:
+                line.set_ydata([words[name]] * 2)
+                line.set_visible(0 < words[name] < top)
+        self._levels = {
+            "budget": (words["budget"], top, f"budget of the weights {format_bytes(budget)}" if budget else ""),
+            "limit": (limit, top, f"machine's limit {format_bytes(limit * 1e6)}"),
+        }
+
+    def _place_words(self) -> None:
+        low, high = self.stack.get_xlim()
+        inside = 0
+        for name, text in self._words.items():
+            level, top, words = self._levels[name]
+            beyond = level >= top
+            step = 0.075 * top
+            y = top - step * (inside + 1) if beyond else level
+            inside += beyond and bool(words)
+            text.set(position=(low + 0.01 * (high - low), y), text=words + " ↑" * beyond)
+            text.set_visible(bool(words))
+
+    def _draw_gpu(self, rows: list[dict[str, Any]], times: list[float]) -> None:
+        """GPU memory as a line of its own; it isn't part of the stack."""
+        values = [row.get("gpu_bytes", float("nan")) / 1e6 for row in rows]
+        if self._gpu is None and any(value == value for value in values):
+            (self._gpu,) = self.stack.plot([], [], color=PURPLE, linewidth=2, linestyle="-.", zorder=5)
+        if self._gpu is not None:
+            self._gpu.set_data(times, values)
+
+
+def memory_facts(
+    snapshot: Snapshot, predicted: Mapping[str, int] | None
+) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """The numbers of the plot, and the colours that make them its legend."""
+    row = snapshot.rows[-1] if snapshot.rows else {}
+    pairs = [(words, format_bytes(row.get(name, 0))) for name, (words, _) in reversed(ROLES.items())]
+    pairs.append(("together (PSS)", format_bytes(row.get("pss_bytes", 0))))
+    if "gpu_bytes" in row:
+        pairs.append(("on the GPU", format_bytes(row["gpu_bytes"])))
+    if predicted:
+        pairs.append(("chosen (predicted)", format_bytes(predicted["pss_bytes"])))
+    budget = snapshot.settings.memory_budget
+    pairs.append(("weights budget", format_bytes(budget) if budget else "none"))
+    pairs.append(("machine's limit", format_bytes(memory_limit())))
+    colours = dict(ROLES.values())
+    colours |= {"on the GPU": PURPLE, "weights budget": VERMILLION, "machine's limit": GREY}
+    return pairs, colours

@@ -1,0 +1,211 @@
+"""Plots over time on figures that are made once: the frame with its clock and marks, and throughput with latency.
+
+Drawn through matplotlib's object interface, so that no window and no global state is involved; transparent with
+mid-grey text, to be read on a light page and on a dark one.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from kit.compare_plot import number
+from widgets.html import GREEN, GREY, SKY, VERMILLION, shortened
+
+if TYPE_CHECKING:
+    from kit.metrics import Event
+    from kit.snapshot import Snapshot
+
+DPI = 100
+WIDTH_PX = 720
+#: Events closer than this share a mark, seconds.
+TOGETHER_S = 2.0
+#: Which event of several names their mark.
+_WEIGHT = {"death": 6, "switch": 5, "update": 5, "evict": 4, "eviction": 4, "timeout": 3, "warning": 3, "start": 2}
+
+
+class Mark(NamedTuple):
+    """A vertical line with a label: `time` is since the epoch."""
+
+    time: float
+    label: str
+
+
+def marks(events: Sequence[Event], since: float) -> list[Mark]:
+    """The events after `since` worth a mark; those of the same moment share one."""
+    found: list[list[Event]] = []
+    for event in events:
+        if event.time < since or event.kind == "verify":
+            continue
+        if found and event.time - found[-1][-1].time < TOGETHER_S:
+            found[-1].append(event)
+        else:
+            found.append([event])
+    return [_mark(group) for group in found]
+
+
+def _mark(group: list[Event]) -> Mark:
+    top = max(group, key=lambda event: _WEIGHT.get(event.kind, 1))
+    label = _label(top)
+    deaths = sum(event.kind == "death" for event in group)
+    if top.kind == "death" and deaths > 1:
+        label = f"{deaths} deaths"
+    switches = [event for event in group if event.kind == "switch"]
+    if top.kind == "death" and switches:
+        label += f", {_label(switches[-1])}"
+    return Mark(top.time, label)
+
+
+def _label(event: Event) -> str:
+    words = event.text.split(",")[0]
+    if event.kind == "switch":
+        before, _, after = words.partition(" → ")
+        return words if before != after else f"switch ({after})"
+    if event.kind == "death":
+        return " ".join(words.split()[:2]) + (" killed" if "on purpose" in words else " died")
+    if event.kind == "load":
+        return "load"
+    if event.kind == "start":
+        return "start" if words.startswith("mode") else " ".join(words.split()[:3])
+    return event.kind if event.kind in ("update", "timeout", "warning") else shortened(f"{event.kind} {words}", 24)
+
+
+class TimePlot:
+    """A figure whose axes share a clock; `mark` draws events over all of them, labels above the first."""
+
+    def __init__(self, height_px: int) -> None:
+        self.figure = Figure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI)
+        self.figure.patch.set_alpha(0)
+        self.canvas = FigureCanvasAgg(self.figure)
+        self._lines: list[Any] = []
+        self._labels: list[Any] = []
+        self._timed: list[Any] = []
+
+    def axes(self, left: int, bottom: int, width: int, height: int, *, timed: bool = True) -> Any:
+        """Axes at a place in pixels."""
+        w, h = self.figure.get_size_inches() * DPI
+        axes = self.figure.add_axes((left / w, bottom / h, width / w, height / h))
+        axes.patch.set_alpha(0)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axes.spines[side].set_color(GREY)
+        axes.tick_params(colors=GREY, labelsize=9, length=3)
+        if timed:
+            self._timed.append(axes)
+        return axes
+
+    def set_clock(self, first: float, last: float) -> None:
+        """Let the axes show from `first` to `last`, seconds since the epoch."""
+        span = max(30.0, last - first)
+        step = next(step for step in (10, 15, 30, 60, 120, 300, 900, 3600) if span / step <= 6 or step == 3600)
+        start = last - span
+        ticks = [tick * step for tick in range(math.ceil(start / step), math.floor(last / step) + 1)]
+        names = [time.strftime("%H:%M:%S", time.localtime(tick)) for tick in ticks]
+        for index, axes in enumerate(self._timed):
+            axes.set_xlim(start, last)
+            axes.set_xticks(ticks, names if index == len(self._timed) - 1 else [""] * len(ticks))
+
+    def mark(self, found: Sequence[Mark]) -> None:
+        """Draw the marks; labels that would overlap go to a second line, or are left to the first."""
+        while len(self._lines) < len(found) * len(self._timed):
+            for axes in self._timed:
+                line = axes.axvline(0, color=GREY, linewidth=1, linestyle=(0, (3, 2)), zorder=4)
+                self._lines.append(line)
+            text = self._timed[0].text(
+                0, 1, "", transform=self._timed[0].get_xaxis_transform(), fontsize=9, color=GREY, va="bottom"
+            )
+            self._labels.append(text)
+        low, high = self._timed[0].get_xlim()
+        per_s = self._timed[0].bbox.width / (high - low)
+        ends = [-math.inf, -math.inf]
+        for index, text in enumerate(self._labels):
+            shown = index < len(found)
+            for line in self._lines[index * len(self._timed) : (index + 1) * len(self._timed)]:
+                line.set_visible(shown and low <= found[index].time)
+                if shown:
+                    line.set_xdata([found[index].time] * 2)
+            text.set_visible(False)
+            if not shown or found[index].time < low:
+                continue
+            width = 7.5 * len(found[index].label)
+            x = min((found[index].time - low) * per_s, self._timed[0].bbox.width - width + 6)
+            row = next((row for row, end in enumerate(ends) if x >= end), None)
+            if row is not None:
+                ends[row] = x + width + 6
+                text.set(x=low + x / per_s, y=1.01 + row * 14 / self._timed[0].bbox.height, text=found[index].label)
+                text.set_visible(True)
+
+    def png(self) -> bytes:
+        """The figure as it is now."""
+        buffer = io.BytesIO()
+        # Little compression: a frame a second is looked at once.
+        canvas: Any = self.canvas  # matplotlib gives it no types
+        canvas.draw()
+        image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
+        # Little compression, a third of the time: a frame a second is looked at once.
+        image.save(buffer, format="png", compress_level=1)
+        return buffer.getvalue()
+
+
+class ThroughputPlot(TimePlot):
+    """Elements a second over time; p50 and p99 of the latency beneath."""
+
+    HEIGHT_PX = 270
+
+    def __init__(self) -> None:
+        super().__init__(self.HEIGHT_PX)
+        self.rate = self.axes(70, 140, WIDTH_PX - 83, 92)
+        self.latency = self.axes(70, 24, WIDTH_PX - 83, 84)
+        self.rate.set_ylabel("elements/s", color=GREY, fontsize=9)
+        self.latency.set_ylabel("latency, ms", color=GREY, fontsize=9)
+        (self._rate,) = self.rate.plot([], [], color=GREEN, linewidth=2)
+        (self._p50,) = self.latency.plot([], [], color=SKY, linewidth=2)
+        (self._p99,) = self.latency.plot([], [], color=VERMILLION, linewidth=1.6, linestyle="--")
+        self.rate.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        self.latency.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        for axes in (self.rate, self.latency):
+            axes.locator_params(axis="y", nbins=4)
+            axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.7)
+
+    def draw(self, snapshot: Snapshot) -> bytes:
+        """A PNG of the last seconds."""
+        rows = snapshot.rows
+        times = [row["time"] for row in rows]
+        rates = [row["elements_per_s"] for row in rows]
+        p50, p99 = ([row[name] * 1000 for row in rows] for name in ("p50_s", "p99_s"))
+        for line, values in ((self._rate, rates), (self._p50, p50), (self._p99, p99)):
+            line.set_data(times, values)
+        self.rate.set_ylim(0, _top(rates))
+        self.latency.set_ylim(0, _top(p99))
+        if times:
+            self.set_clock(times[0], times[-1])
+            self.mark(marks(snapshot.events, times[0]))
+        return self.png()
+
+
+def throughput_facts(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """The numbers of the plot, of the last second."""
+    from widgets.html import milliseconds
+
+    row = snapshot.rows[-1] if snapshot.rows else {}
+    nan = math.nan
+    return [
+        ("elements/s", number(row.get("elements_per_s", nan))),
+        ("p50", milliseconds(row.get("p50_s", nan))),
+        ("p99", milliseconds(row.get("p99_s", nan))),
+        ("waiting", f"{row.get('queued', 0):,}"),
+        ("answered", f"{snapshot.counters['answered']:,}"),
+        ("sent again", f"{snapshot.counters['retried']:,}"),
+    ]
+
+
+def _top(values: Sequence[float]) -> float:
+    return 1.15 * max((value for value in values if math.isfinite(value)), default=0.0) or 1.0

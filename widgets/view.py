@@ -1,0 +1,206 @@
+"""What a panel looks like: its parts, where they are, and how a snapshot is put into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any, Protocol
+
+import ipywidgets as widgets
+
+from widgets import answers, topology
+from widgets.compare_tab import CompareTab
+from widgets.controls import Controls
+from widgets.html import GREEN, SKY, VERMILLION, facts
+from widgets.memory_plot import MemoryPlot, memory_facts
+from widgets.plots import ThroughputPlot, throughput_facts
+from widgets.progress import Progress
+from widgets.twin import HIDE
+
+if TYPE_CHECKING:
+    from kit.settings import Settings
+    from kit.snapshot import Snapshot
+    from widgets.load import SharedLoad
+
+_WRAP = {"flex_flow": "row wrap", "align_items": "center"}
+
+
+class Actions(Protocol):
+    """What the buttons do; every one only enqueues."""
+
+    def apply(self) -> object: ...
+    def cancel(self) -> object: ...
+    def start_load(self) -> object: ...
+    def stop_load(self) -> object: ...
+    def kill(self, role: str) -> object: ...
+    def compare(self) -> object: ...
+    def cancel_compare(self) -> object: ...
+    def use_best(self) -> object: ...
+    def race(self) -> object: ...
+    def cancel_race(self) -> object: ...
+    def dismiss_errors(self) -> object: ...
+    def _chosen(self) -> None: ...
+    def _rate_changed(self) -> None: ...
+
+
+class View:
+    """The widgets of a panel; `root` is what is displayed."""
+
+    def __init__(self, actions: Actions) -> None:
+        self.memory_plot, self.throughput_plot = MemoryPlot(), ThroughputPlot()
+        self.controls = Controls(actions._chosen)
+        self.topology = _html("kit-topology")
+        self.hint = _html("kit-chosen")
+        self.apply = _button("Apply", lambda: actions.apply(), style="primary")
+        self.switch_progress = Progress("switch", actions.cancel)
+        self.rate = widgets.Text(
+            description="Requests/s",
+            placeholder="as fast as possible",
+            continuous_update=False,
+            style={"description_width": "80px"},
+            layout={"width": "240px"},
+        )
+        self.rate.observe(lambda _: actions._rate_changed(), "value")
+        self.start = _button("Start load", lambda: actions.start_load())
+        self.stop = _button("Stop load", lambda: actions.stop_load())
+        self.load_words = _html("kit-load")
+        self.kill_worker = _button("Kill worker 0", lambda: actions.kill("worker"), style="danger")
+        self.kill_host = _button("Kill host 0", lambda: actions.kill("host"), style="danger")
+        self.failed = _html("kit-failed")
+        self.memory, self.throughput = _image("kit-memory"), _image("kit-throughput")
+        self.memory_facts, self.throughput_facts = _html("kit-memory-text"), _html("kit-throughput-text")
+        self.answers = _html("kit-answers")
+        self.errors = _html("kit-errors")
+        self.dismiss = _button("Dismiss errors", lambda: actions.dismiss_errors())
+        self.dismiss.layout.display = "none"
+        self.python, self.beam = _html("kit-export-python"), _html("kit-export-beam")
+        self.comparing = CompareTab(
+            actions.compare, actions.cancel_compare, actions.use_best, actions.race, actions.cancel_race
+        )
+        self.root = self._assembled()
+        # The page counts the places where the panel is shown; 0 again means that nobody looks.
+        self.root._view_count = 0
+
+    def _assembled(self) -> Any:
+        live = widgets.VBox(
+            [
+                self.topology,
+                self.controls.box,
+                widgets.HBox([self.apply, self.switch_progress.box], layout=_WRAP),
+                self.hint,
+                widgets.HBox([self.rate, self.start, self.stop, self.load_words], layout=_WRAP),
+                widgets.HBox([self.kill_worker, self.kill_host, self.failed], layout=_WRAP),
+                widgets.HBox([self.throughput, self.throughput_facts], layout=_WRAP),
+                widgets.HBox([self.memory, self.memory_facts], layout=_WRAP),
+                self.answers,
+            ]
+        )
+        live.add_class("kit-live")
+        export = widgets.VBox([self.python, self.beam])
+        export.add_class("kit-export")
+        tabs = widgets.Tab([live, self.comparing.box, export], titles=("Live", "Compare", "Export"))
+        tabs.add_class("kit-tabs")
+        root = widgets.VBox([widgets.HTML(HIDE, layout={"display": "contents"}), self.errors, self.dismiss, tabs])
+        root.add_class("kit-panel")
+        return root
+
+    # ---- drawing ---------------------------------------------------------------------------------
+
+    def draw(
+        self,
+        snapshot: Snapshot,
+        chosen: Settings | None,
+        predicted: Mapping[str, int] | None,
+        load: SharedLoad,
+    ) -> None:
+        """Bring the Live tab up to date."""
+        self.topology.value = topology.draw(snapshot)
+        self.memory.value = self.memory_plot.draw(snapshot, chosen, predicted)
+        self.throughput.value = self.throughput_plot.draw(snapshot)
+        pairs, colours = memory_facts(snapshot, predicted)
+        self.memory_facts.value = facts(pairs, colours)
+        lines = {"elements/s": GREEN, "p50": SKY, "p99": VERMILLION}
+        self.throughput_facts.value = facts(throughput_facts(snapshot), lines)
+        self.answers.value = answers.draw(snapshot)
+        self.failed.value = answers.failed(snapshot)
+        self.draw_load(load)
+        self.kill_host.disabled = not snapshot.settings.remote
+        self._draw_progress(snapshot)
+
+    def draw_load(self, load: SharedLoad) -> None:
+        """What the load does."""
+        self.start.disabled, self.stop.disabled = load.running, not load.running
+        report = load.report()
+        if report is None:
+            words = "no load"
+        else:
+            words = (
+                f"{'running' if load.running else 'stopped'}: {report.answered:,} answered, {report.failed:,} failed"
+            )
+            words += "".join(f"; {error}" for error in report.errors[:1])
+        self.load_words.value = f'<span role="status">{escape(words)}</span>'
+
+    def _draw_progress(self, snapshot: Snapshot) -> None:
+        under_way = snapshot.switching
+        if under_way is not None:
+            words = (
+                f"to {under_way.settings.mode}: {under_way.ready} of {under_way.total} processes ready"
+                if under_way.step == "starting"
+                else f"{under_way.settings.mode} serves; the old processes finish"
+            )
+            self.switch_progress.show(under_way.ready, under_way.total, f"{words}, {under_way.seconds:.1f} s")
+            return
+        switches = [event for event in snapshot.events if event.kind in ("switch", "update")]
+        self.switch_progress.hide(f"last: {switches[-1].text}" if switches else "")
+
+    def show_code(self, python: str, beam: str) -> None:
+        """Fill the Export tab."""
+        for widget, title, code in ((self.python, "Python", python), (self.beam, "Apache Beam", beam)):
+            widget.value = f'<h4>{title}</h4><pre style="overflow:auto" tabindex="0">{escape(code)}</pre>'
+
+    def show_errors(self, errors: Mapping[str, str]) -> None:
+        """Show the errors, one for each thing that was tried."""
+        self.errors.value = "".join(errors.values())
+        self.dismiss.layout.display = "" if errors else "none"
+
+    def text(self, snapshot: Snapshot) -> str:
+        """The Live tab in lines of text."""
+        pairs = [*throughput_facts(snapshot), *memory_facts(snapshot, None)[0]]
+        numbers = "; ".join(f"{name} {value}" for name, value in pairs)
+        failed = f"failed: {snapshot.counters['failed']:,}"
+        marks = [f"  {event}" for event in snapshot.events if event.kind in ("switch", "update", "death")][-6:]
+        happened = ["what happened:", *marks] if marks else []
+        return "\n".join([topology.text(snapshot), failed, numbers, *happened, answers.text(snapshot)])
+
+    def close(self) -> None:
+        """Take everything off the page."""
+        _close(self.root)
+
+
+def _close(widget: Any) -> None:
+    for child in getattr(widget, "children", ()):
+        _close(child)
+    for name in ("layout", "style"):
+        part = getattr(widget, name, None)
+        if isinstance(part, widgets.Widget):
+            part.close()
+    widget.close()
+
+
+def _html(name: str) -> Any:
+    widget = widgets.HTML("", layout={"max_width": "100%"})
+    widget.add_class(name)
+    return widget
+
+
+def _image(name: str) -> Any:
+    widget = widgets.Image(format="png", layout={"max_width": "100%"})
+    widget.add_class(name)
+    return widget
+
+
+def _button(words: str, action: Any, style: str = "") -> Any:
+    # No icon: its glyph would be read out as part of the name.
+    button = widgets.Button(description=words, button_style=style)
+    button.on_click(lambda _: action())
+    return button
