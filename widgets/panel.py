@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 import weakref
@@ -63,6 +64,7 @@ class ServingPanel:
         self._progress: dict[str, tuple[int, int, str]] = {}
         self._served: tuple[Any, ...] = ()
         self._drawn: tuple[Any, ...] | None = None
+        self._drawn_bytes = 0
         self._last: Snapshot | None = None
         self._seen = False
         self._twin, self._twin_at, self._twin_due = Twin(), 0.0, False
@@ -191,10 +193,7 @@ class ServingPanel:
         self._stop_race.set()
         self._load.leave()
         self._controller.close()
-        deployment = self._deployment()
-        if self._twin.shown and deployment is not None and not deployment.closed:
-            self._draw(deployment)
-        self._twin.update(self.text(), self.png())
+        self._draw_end()
         self._view.close()
 
     # ---- actions, in the controller's threads ----------------------------------------------------------
@@ -324,7 +323,8 @@ class ServingPanel:
             self._view.controls.show(snapshot.settings, snapshot.batching)
             self._view.show_code(self.export("python"), self.export("beam"))
         wanted = self._wanted(deployment)
-        changed = _changing(snapshot), wanted, dict(self._progress), tuple(self._errors), _load_state(self._load)
+        own = wanted, dict(self._progress), tuple(self._errors), self._load.running, self._load.rate
+        changed = _changing(snapshot), self._memory_of(snapshot), own
         if not (only_changes and changed == self._drawn):
             self._drawn, self._last = changed, snapshot
             chosen, words = self._choice(deployment, wanted, snapshot)
@@ -338,6 +338,26 @@ class ServingPanel:
         if self._twin_due and self._twin.shown and time.monotonic() - self._twin_at >= TWIN_EVERY_S:
             self._twin_at, self._twin_due = time.monotonic(), False
             self._twin.update(self.text(), self.png())
+
+    def _draw_end(self) -> None:
+        """Leave the twin as it was at the very end; of a closed deployment, with the processes that were seen last."""
+        deployment, last = self._deployment(), self._last
+        if not self._twin.shown:
+            return
+        if deployment is not None and last is not None:
+            snapshot = deployment.snapshot(self._seconds)
+            if snapshot.closed and snapshot.settings == last.settings:
+                snapshot = dataclasses.replace(snapshot, processes=last.processes)
+            self._last = snapshot
+            self._view.draw(snapshot, None, None, self._load)
+        self._twin.update(self.text(), self.png())
+
+    def _memory_of(self, snapshot: Snapshot) -> int:
+        """Bytes of all processes; those drawn last where the difference is no more than reading them twice gives."""
+        size = int(snapshot.rows[-1].get("pss_bytes", 0)) if snapshot.rows else 0
+        if abs(size - self._drawn_bytes) > max(5e6, 0.02 * self._drawn_bytes):
+            self._drawn_bytes = size
+        return self._drawn_bytes
 
     def _choice(
         self, deployment: Deployment, wanted: Mapping[str, Any], snapshot: Snapshot
@@ -376,7 +396,7 @@ class ServingPanel:
 
 
 def _changing(snapshot: Snapshot) -> tuple[Any, ...]:
-    """What of a snapshot makes a redraw worth it; memory to 2 MB, busy shares to a tenth."""
+    """What of a snapshot makes a redraw worth it, but for memory; busy shares to a tenth."""
     row = snapshot.rows[-1] if snapshot.rows else {}
     processes = [
         (one["pid"], round((one.get("busy_share") or 0) * 10) if one.get("busy_share") == one.get("busy_share") else -1)
@@ -388,15 +408,10 @@ def _changing(snapshot: Snapshot) -> tuple[Any, ...]:
         tuple(snapshot.counters.items()),
         tuple(processes),
         len(snapshot.events) and snapshot.events[-1].time,
-        round(row.get("pss_bytes", 0) / 2e6),
         round(row.get("elements_per_s", 0)),
         under_way and (under_way.step, under_way.ready, round(under_way.seconds)),
         snapshot.closed,
     )
-
-
-def _load_state(load: Any) -> tuple[Any, ...]:
-    return (load.running, load.rate)
 
 
 def _rate(text: str) -> float | None:

@@ -405,6 +405,7 @@ class Topology:
             if not process.exited.wait(max(0.0, until - time.monotonic())):
                 process.kill()
                 process.exited.wait(STOP_TIMEOUT_S)
+        self.loader = None  # and with it its channel's memory, however long the deployment is kept
         with self._lock:
             segment_fd, self.segment_fd = self.segment_fd, -1
         if segment_fd >= 0:

@@ -1,0 +1,184 @@
+"""The pictures from snapshots: what stands in them, that all of it is escaped, and that it can be read."""
+
+from __future__ import annotations
+
+import io
+import xml.etree.ElementTree
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kit
+from kit.metrics import Event
+from kit.settings import Settings
+from tests.models import Doubling
+from widgets import html, topology
+from widgets.memory_plot import MemoryPlot, memory_facts
+from widgets.plots import ThroughputPlot, marks
+from widgets.twin import bundle, stitched
+
+
+def row(index, role="worker", mode="default", **more):
+    about = {"role": role, "index": index, "pid": 1000 + index, "mode": mode, "pss_bytes": 2e8, "busy_share": 0.5}
+    return {**about, "weights_private_bytes": 9e7, "weights_shared_bytes": 0, **more}
+
+
+def second(at, **more):
+    figures = {"elements_per_s": 30.0, "p50_s": 0.02, "p99_s": 0.05, "queued": 1, "pss_bytes": int(6e8)}
+    memory = {
+        "libraries_bytes": int(4e8), "weights_private_bytes": int(18e7), "weights_shared_bytes": 0,
+        "working_bytes": int(2e7),
+    }  # fmt: skip
+    return {"time": float(at), "mode": "default", **figures, **memory, **more}
+
+
+@pytest.fixture(scope="module")
+def snapshot():
+    with kit.deploy(Doubling(), processes=1) as deployment:
+        found = deployment.snapshot(10)
+    rows = [second(at) for at in range(1000, 1060)]
+    return replace(found, processes=[row(0), row(1)], rows=rows, model_bytes=int(9e7), closed=False)
+
+
+def served(snapshot, mode, processes, rows, **more):
+    return replace(snapshot, settings=Settings.make(Doubling(), mode, processes, **more), processes=rows)
+
+
+def svg(snapshot):
+    text = topology.draw(snapshot)
+    return text, xml.etree.ElementTree.fromstring(text)
+
+
+def test_each_mode_has_its_own_picture(snapshot):
+    text, _ = svg(served(snapshot, "default", 2, [row(0), row(1)]))
+    assert text.count('class="kit-model"') == 2
+    hosts = [row(0, mode="large"), row(1, mode="large"), row(0, "host", "large", pid=7)]
+    text, _ = svg(served(snapshot, "large", 2, hosts))
+    assert text.count('class="kit-model"') == 1
+    assert text.count("<line") == 2
+    medium = [row(i, mode="medium") for i in range(3)] + [row(i, "host", "medium") for i in range(2)]
+    text, _ = svg(served(snapshot, "medium", 3, medium, model_copies=2))
+    assert text.count('class="kit-model"') == 2
+    assert text.count("<line") == 6
+    text, _ = svg(served(snapshot, "shared", 3, [row(i, mode="shared") for i in range(3)]))
+    assert 'class="kit-model"' not in text
+    assert text.count("stroke-dasharray") == 3
+    assert text.count('class="kit-segment"') == 1
+
+
+def test_many_processes_and_threads_stay_a_picture(snapshot):
+    text, root = svg(served(snapshot, "default", 40, [row(i) for i in range(40)], threads=5))
+    assert text.count('class="kit-process') == topology.MOST
+    assert "28 more processes" in text
+    assert all(float(one.get("x")) + float(one.get("width")) <= topology.WIDTH for one in root.iter() if one.get("rx"))
+
+
+def test_no_figures_yet_and_no_processes(snapshot):
+    young = [row(0, pss_bytes=None, busy_share=float("nan"))]
+    text, _ = svg(served(snapshot, "default", 1, young))
+    assert "starting · new" in text
+    svg(served(snapshot, "shared", 1, []))
+    empty = replace(snapshot, rows=[], processes=[])
+    assert ThroughputPlot().draw(empty).startswith(b"\x89PNG")
+    assert MemoryPlot().draw(empty, None, None).startswith(b"\x89PNG")
+    assert memory_facts(empty, None)[0]
+
+
+def test_names_are_escaped(snapshot):
+    text, root = svg(replace(snapshot, model_id='<script>alert(1)&"'))
+    assert "<script" not in text
+    assert "<script>" in "".join(root.itertext())
+    trouble = html.error_html("switch", "<b>words</b>", "<i>trace</i>")
+    assert "<b>words" not in trouble
+    assert "<i>trace" not in trouble
+
+
+def test_marks_of_one_moment_share_a_line():
+    events = [
+        Event(10, "load", "worker 0 in 0.10 s"),
+        Event(10.1, "switch", "default → large, side by side, 0.20 s"),
+        Event(20, "death", "worker 0 killed by SIGKILL (…)"),
+        Event(20.3, "start", "worker 0 replaced pid 12"),
+        Event(30, "death", "host 1 was killed on purpose"),
+        Event(40, "switch", "large → large, side by side, 0.20 s"),
+        Event(50, "evict", "tweets"),
+        Event(60, "verify", "the same"),
+    ]
+    found = marks(events, since=5)
+    labels = ["default → large", "worker 0 died", "host 1 killed", "switch (large)", "evict tweets"]
+    assert [mark.label for mark in found] == labels
+    assert found[0].time == 10.1
+    assert len(marks(events, since=25)) == 3
+
+
+def test_the_plots_change_with_what_they_show_and_are_transparent(snapshot):
+    plot, busy = ThroughputPlot(), MemoryPlot()
+    first = plot.draw(snapshot)
+    switched = replace(snapshot, events=[Event(1030.0, "switch", "default → large, side by side, 0.2 s")])
+    assert plot.draw(switched) != first
+    assert plot.draw(snapshot) == first  # the marks of before are gone
+    plain = busy.draw(snapshot, None, None)
+    chosen = Settings.make(Doubling(), "large", 2, memory_budget="500MB")
+    ghost = busy.draw(snapshot, chosen, snapshot.predict_memory(chosen))
+    assert ghost != plain
+    with_gpu = replace(snapshot, rows=[second(at, gpu_bytes=3e8) for at in range(1000, 1060)])
+    assert busy.draw(with_gpu, None, None) != plain
+    assert ("on the GPU", "300 MB") in memory_facts(with_gpu, None)[0]
+    for png in (first, plain):
+        pixels = np.asarray(Image.open(io.BytesIO(png)))
+        assert pixels[0, 0, 3] == 0
+        assert (pixels[:, :, 3] == 0).mean() > 0.5
+
+
+def test_predicted_memory_counts_copies():
+    with kit.deploy(Doubling(), processes=2) as deployment:
+        found = replace(deployment.snapshot(10), rows=[second(1)], processes=[row(0), row(1)], model_bytes=int(9e7))
+
+        def predicted(*args, **kwargs):
+            return found.predict_memory(Settings.make(Doubling(), *args, **kwargs))
+
+        assert predicted("default", 4)["weights_private_bytes"] == 4 * 9e7
+        assert predicted("large", 4)["weights_private_bytes"] == 9e7
+        assert predicted("medium", 4, model_copies=3)["weights_private_bytes"] == 3 * 9e7
+        assert predicted("shared", 4)["weights_shared_bytes"] == 9e7
+        assert predicted("shared", 4)["weights_private_bytes"] == 0
+        assert predicted("default", 4)["working_bytes"] == 2 * 2e7
+        total = predicted("default", 4)
+        assert total.pop("pss_bytes") == sum(total.values())
+
+
+def _luminance(colour):
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(one, other):
+    high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_can_be_read_in_both_themes():
+    # WCAG 2: 3:1 for large text and lines; 4.35 is the most that one grey can have on white and on #111111 alike.
+    assert min(_contrast(html.GREY, "#ffffff"), _contrast(html.GREY, "#111111")) > 4.2
+    # Lines and layers are not told by colour alone: the numbers beside the plots name them.
+    for colour in (html.BLUE, html.GREEN, html.VERMILLION):
+        assert min(_contrast(colour, "#ffffff"), _contrast(colour, "#111111")) > 3
+
+
+def test_the_twin_is_small_and_has_text_and_picture(snapshot):
+    png = stitched([ThroughputPlot().draw(snapshot), MemoryPlot().draw(snapshot, None, None)])
+    found = bundle("<mode> default", png)
+    assert found["text/plain"] == "<mode> default"
+    assert "&lt;mode&gt;" in found["text/html"]
+    assert sum(map(len, found.values())) < 100_000
+    assert Image.open(io.BytesIO(png)).height == ThroughputPlot.HEIGHT_PX + MemoryPlot.HEIGHT_PX
+
+
+def test_values_in_a_line():
+    assert html.described(np.arange(6, dtype=np.float32).reshape(2, 3)) == "float32 (2, 3): 0, 1, 2, 3, …"
+    assert html.described("a\n b" * 100, 10) == "a ba ba b…"
+    assert html.described(list(range(100))) == "100 values: [0, 1, 2, 3]…"
+    assert html.milliseconds(float("nan")) == "-"
