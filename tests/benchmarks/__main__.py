@@ -33,6 +33,7 @@ BENCHMARKS = {
     "new-worker": "new_worker",
     "stream": "stream_memory",
     "watch": "watch_cost",
+    "panel": "panel",
 }
 
 

@@ -1,0 +1,177 @@
+"""Bringing a panel's view up to date with its deployment: what changed, and only while somebody looks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from kit.deployment import Deployment
+from kit.errors import KitError
+from kit.memory import format_bytes
+from widgets import export
+from widgets.load import SharedLoad
+from widgets.twin import Twin, stitched
+from widgets.view import View
+
+if TYPE_CHECKING:
+    from kit.settings import Settings
+    from kit.snapshot import Snapshot
+
+#: The static twin is brought up to date this often, and at the end.
+TWIN_EVERY_S = 10.0
+
+
+class Redraw:
+    """Draws into a view, from one thread at a time.
+
+    Args:
+        seconds: how much of the history the plots show.
+        busy: tells whether a job of the panel is under way, by its name.
+
+    Attributes:
+        errors: HTML of what went wrong, by what was tried.
+        seen: whether a page has shown the panel; if none does any more, nothing is drawn.
+        progress: (done, total, words) of "compare" and "race", while they are under way.
+    """
+
+    def __init__(self, view: View, load: SharedLoad, seconds: float, busy: Callable[[str], bool]) -> None:
+        self.errors: dict[str, str] = {}
+        self.progress: dict[str, tuple[int, int, str]] = {}
+        self.seen = False
+        self.twin = Twin()
+        self._view = view
+        self._load = load
+        self._seconds = seconds
+        self._busy = busy
+        self._served: tuple[Any, ...] = ()
+        self._drawn: tuple[Any, ...] | None = None
+        self._drawn_bytes = 0
+        self._last: Snapshot | None = None
+        self._twin_at, self._twin_due = 0.0, False
+
+    # ---- as text and picture ---------------------------------------------------------------------
+
+    def text(self) -> str:
+        """What was drawn last, in lines of text."""
+        return self._view.text(self._last) if self._last is not None else "nothing was drawn yet"
+
+    def png(self) -> bytes:
+        """Throughput and memory as drawn last, one PNG."""
+        return stitched([self._view.throughput.value, self._view.memory.value])
+
+    # ---- when to draw ----------------------------------------------------------------------------
+
+    def tick(self, deployment: Deployment | None) -> None:
+        """Draw what changed, unless nobody looks any more."""
+        if self.seen and not self._view.root._view_count:
+            return
+        if deployment is not None and not deployment.closed:
+            self.draw(deployment, only_changes=True)
+
+    def force(self) -> None:
+        """Have the next tick draw, whatever changed."""
+        self._drawn = None
+
+    def wanted(self, deployment: Deployment) -> dict[str, Any]:
+        """Arguments for `Deployment.switch` that lead to what the controls say."""
+        batching: dict[str, Any] = getattr(deployment.handler, "batching_options", dict)()
+        return self._view.controls.wanted(deployment.settings, batching)
+
+    def draw(self, deployment: Deployment, only_changes: bool = False) -> None:
+        """Bring the view up to date; with `only_changes`, when there is anything new."""
+        snapshot = deployment.snapshot(self._seconds)
+        served = (snapshot.settings, tuple(sorted(snapshot.batching.items(), key=lambda item: item[0])))
+        if served != self._served:
+            self._served = served
+            self._view.controls.show(snapshot.settings, snapshot.batching)
+            writers = (export.python_code, export.beam_code)
+            self._view.show_code(*(write(deployment.handler, snapshot.settings) for write in writers))
+        wanted = self.wanted(deployment)
+        own = wanted, dict(self.progress), tuple(self.errors), self._load.running, self._load.rate
+        changed = _changing(snapshot), self._memory_of(snapshot), own
+        if not (only_changes and changed == self._drawn):
+            self._drawn, self._last = changed, snapshot
+            chosen, words = self._choice(deployment, wanted, snapshot)
+            predicted = snapshot.predict_memory(chosen) if chosen is not None else None
+            self._view.hint.value = f'<div role="status">{words}</div>' if words else ""
+            self._view.apply.disabled = not wanted or snapshot.switching is not None
+            self._view.draw(snapshot, chosen, predicted, self._load)
+            self._view.show_errors(self.errors)
+            self._draw_progress()
+            self._twin_due = True
+        if self._twin_due and self.twin.shown and time.monotonic() - self._twin_at >= TWIN_EVERY_S:
+            self._twin_at, self._twin_due = time.monotonic(), False
+            self.twin.update(self.text(), self.png())
+
+    def end(self, deployment: Deployment | None) -> None:
+        """Leave the twin as it was at the very end; of a closed deployment, with the processes that were seen last."""
+        last = self._last
+        if not self.twin.shown:
+            return
+        if deployment is not None and last is not None:
+            snapshot = deployment.snapshot(self._seconds)
+            if snapshot.closed and snapshot.settings == last.settings:
+                snapshot = dataclasses.replace(snapshot, processes=last.processes)
+            self._last = snapshot
+            self._view.draw(snapshot, None, None, self._load)
+        self.twin.update(self.text(), self.png())
+
+    def _memory_of(self, snapshot: Snapshot) -> int:
+        """Bytes of all processes; those drawn last where the difference is no more than reading them twice gives."""
+        size = int(snapshot.rows[-1].get("pss_bytes", 0)) if snapshot.rows else 0
+        if abs(size - self._drawn_bytes) > max(5e6, 0.02 * self._drawn_bytes):
+            self._drawn_bytes = size
+        return self._drawn_bytes
+
+    def _choice(
+        self, deployment: Deployment, wanted: Mapping[str, Any], snapshot: Snapshot
+    ) -> tuple[Settings | None, str]:
+        """The settings that are chosen and not applied, and what is to be said about them."""
+        if not wanted:
+            return None, ""
+        try:
+            chosen = deployment.settings_for(**{name: value for name, value in wanted.items() if name != "batching"})
+        except KitError as error:
+            return None, f"Can't be applied: {escape(str(error.args[0]))}"
+        try:
+            chosen.check_budget(snapshot.model_bytes)
+        except KitError as error:
+            return chosen, f"Can't be applied: {escape(str(error.args[0]))}"
+        total = format_bytes(snapshot.predict_memory(chosen)["pss_bytes"])
+        copies = f"{chosen.copies} {'copy' if chosen.copies == 1 else 'copies'} of the model"
+        return chosen, escape(f"Chosen, not applied yet: {chosen.mode}, {copies}, about {total} in all.")
+
+    def _draw_progress(self) -> None:
+        tab = self._view.comparing
+        for what, bar, job, button in (
+            ("compare", tab.compare_progress, "comparison", tab.compare),
+            ("race", tab.race_progress, "race", tab.race),
+        ):
+            busy = self._busy(job)
+            button.disabled = busy
+            if busy:
+                bar.show(*self.progress.get(what, (0, 1, "starting")))
+            else:
+                bar.hide("")
+
+
+def _changing(snapshot: Snapshot) -> tuple[Any, ...]:
+    """What of a snapshot makes a redraw worth it, but for memory; busy shares to a tenth."""
+    row = snapshot.rows[-1] if snapshot.rows else {}
+    processes = [
+        (one["pid"], round((one.get("busy_share") or 0) * 10) if one.get("busy_share") == one.get("busy_share") else -1)
+        for one in snapshot.processes
+    ]
+    under_way = snapshot.switching
+    return (
+        snapshot.settings,
+        tuple(snapshot.counters.items()),
+        tuple(processes),
+        len(snapshot.events) and snapshot.events[-1].time,
+        round(row.get("elements_per_s", 0)),
+        under_way and (under_way.step, under_way.ready, round(under_way.seconds)),
+        snapshot.closed,
+    )
