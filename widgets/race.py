@@ -136,14 +136,14 @@ class RacePlot:
     """Throughput over memory, each mode a line of its own colour and style, by seconds since its start."""
 
     def __init__(self) -> None:
-        self.figure = Figure(figsize=(WIDTH_PX / DPI, 2.7), dpi=DPI)
+        self.figure = Figure(figsize=(WIDTH_PX / DPI, 3.2), dpi=DPI)
         self.figure.patch.set_alpha(0)
         FigureCanvasAgg(self.figure)
-        self._axes = [self.figure.add_axes((0.08, bottom, 0.76, 0.36)) for bottom in (0.58, 0.12)]
+        self._axes = [self.figure.add_axes((0.09, bottom, 0.75, 0.34)) for bottom in (0.61, 0.15)]
 
     def draw(self, laps: Sequence[Lap]) -> bytes:
         """A PNG."""
-        for axes, name in zip(self._axes, ("elements/s", "memory (PSS), MB"), strict=True):
+        for axes, name in zip(self._axes, ("elements/s", "PSS, MB"), strict=True):
             axes.clear()
             axes.patch.set_alpha(0)
             axes.tick_params(colors=GREY, labelsize=9)
@@ -159,7 +159,7 @@ class RacePlot:
             for axes, values in zip(self._axes, (lap.rates, sizes), strict=True):
                 axes.plot(lap.seconds, values, color=colour, linestyle=style, linewidth=2, label=lap.mode)
         for axes in self._axes:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
             axes.set_xlim(left=0)
         self._axes[1].set_xlabel("seconds since the mode began", color=GREY, fontsize=9, labelpad=0)
         legend = self._axes[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=10)
