@@ -1,7 +1,6 @@
 """Batches by count, weight or tokens, with like lengths together, and the size that pays best.
 
-Covers how examples at hand are cut into batches. How long a stream waits for more examples is the
-business of whoever reads the stream.
+Covers how examples at hand are cut into batches, and how long one waits for more to come.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import Any
 #: Largest batch when the handler sets none. Beam's default is 10,000; the time per example of the
 #: models that we measured no longer falls beyond a few hundred, while latency goes on growing.
 MAX_BATCH_SIZE = 1024
+#: Longest that an example waits for a batch to fill, seconds, where the handler asks for waiting and says no time.
+WAIT_S = 0.1
 #: Examples of a stream among which like lengths are brought together.
 WINDOW = 512
 
@@ -26,6 +27,14 @@ def options_of(handler: Any) -> dict[str, Any]:
         return dict(own())
     kwargs: dict[str, Any] = getattr(handler, "batch_elements_kwargs", dict)()
     return {_BEAM_NAMES.get(name, name): value for name, value in kwargs.items() if value is not None}
+
+
+def wait_of(options: Mapping[str, Any]) -> float:
+    """Longest that an example waits for others to share its batch, seconds; 0 unless the options ask for waiting."""
+    asked = options.get("max_batch_duration_secs")
+    if asked is not None:
+        return float(asked)
+    return WAIT_S if options.get("min_batch_size", 1) > 1 else 0.0
 
 
 def lengths_of(examples: Sequence[Any], options: Mapping[str, Any]) -> list[float] | None:

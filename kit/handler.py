@@ -41,7 +41,11 @@ class ModelHandler:
     All options are keywords and optional:
         min_batch_size, max_batch_size: examples a batch; None lets the kit find the size at which
             more examples no longer lower the time per example (at most 1024).
-        max_batch_duration_secs: longest that an example waits for its batch to fill, seconds.
+        max_batch_duration_secs: longest that an example waits for others to share its batch, seconds; 0.1
+            when only min_batch_size is given. In a deployment, small requests wait so long until together they
+            have min_batch_size examples (else max_batch_size), or fill max_batch_tokens or max_batch_weight; without
+            both options nothing waits. In a stream it is how long examples already read wait for the next (0.1
+            when not given), deployed or not. A list run in this process is all there and waits for nothing.
         max_batch_weight, element_size_fn: largest sum of ``element_size_fn(example)`` a batch.
         max_batch_tokens: largest padded size of a batch, (examples) x (longest length), with
             lengths from ``batch_length_fn``.

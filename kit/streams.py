@@ -10,8 +10,6 @@ from typing import Any
 from kit import batching
 from kit.handler import _num_bytes
 
-#: Longest that an example of a stream waits for others, seconds, when the handler says nothing.
-STREAM_WAIT_S = 0.1
 #: Computing time that a window aims at, seconds: results come no later than that.
 WINDOW_S = 1.0
 #: Examples and bytes of a window at most.
@@ -37,7 +35,7 @@ class Windows:
     def __init__(self, examples: Iterator[Any], options: Mapping[str, Any]) -> None:
         self._examples = examples
         self._batch: int = options.get("max_batch_size") or 1
-        self._wait: float = options.get("max_batch_duration_secs") or STREAM_WAIT_S
+        self._wait: float = options.get("max_batch_duration_secs") or batching.WAIT_S
         is_sorted = "batch_length_fn" in options
         smallest = SMALLEST_SORTED if is_sorted else SMALLEST
         self._smallest = self._whole(max(smallest, options.get("min_batch_size") or 1))

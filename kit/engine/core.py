@@ -19,6 +19,7 @@ from typing import Any
 
 from kit import errors
 from kit.engine import board as fields
+from kit.engine import deadlines
 from kit.engine.board import Board
 from kit.engine.dispatcher import Dispatcher
 from kit.engine.lane import Lane
@@ -53,7 +54,7 @@ class Engine:
         self.board = Board()
         self.reactor = Reactor("kit-reactor")
         self.quarantine = Quarantine(self)
-        self.dispatcher = Dispatcher(handler, self.quarantine.take)
+        self.dispatcher = Dispatcher(handler, self.quarantine.take, self.reactor.at)
         self.topology = Topology(self, handler, handler_bytes, settings)
         self.starting: Topology | None = None
         self.last_switch: dict[str, Any] = {}
@@ -238,9 +239,9 @@ class Engine:
         if not self.alive:
             return
         now = time.monotonic()
-        for lane, chunk in self.dispatcher.expire(now, self._computing_since):
+        for lane, chunk in deadlines.expire(self.dispatcher, now, self._computing_since):
             process = lane.topology.computing_process(lane)
-            self.dispatcher.time_out(chunk)
+            self.dispatcher.answers.fail_all(chunk, deadlines.ran_too_long(chunk))
             if process is not None and process.alive:
                 self.event("timeout", f"{process.role} {process.index} replaced: a batch ran too long", process.pid)
                 process.expected_death = True

@@ -4,9 +4,9 @@
                                           ^                         |
                                           '---- dead, lost, merged and failed
 
-Clients take turns by chunks of about equal computing time, so that a long job delays a short one
-little. Small requests of several clients share a chunk. A chunk is held until its answer is in:
-when its process dies it goes to another, and after two deaths to quarantine.
+How requests are cut into chunks is in `chunking`, what becomes of answers in `answers`. A chunk is
+held until its answer is in: when its process dies it goes to another, and after two deaths to
+quarantine.
 """
 
 from __future__ import annotations
@@ -14,23 +14,18 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from kit import batching, errors
+from kit.engine.answers import Answers
+from kit.engine.chunking import Backlog
 from kit.engine.lane import Lane
-from kit.engine.requests import Chunk, Part, Request
+from kit.engine.requests import Chunk, Request
 from kit.engine.runner import Trouble
-from kit.metrics import Counters, LatencySplit
 
-#: Computing time that one chunk aims at, seconds: long against its transport, short against patience.
-CHUNK_S = 0.03
-#: Computing time below which a chunk isn't split for other lanes, seconds.
-LEAST_CHUNK_S = 0.002
 #: Below this time a chunk a lane is kept in reserve, so that the worker needn't wait for the next.
 PREFETCH_S = 0.1
-MAX_CHUNK_BYTES = 8 << 20
 #: Accepted examples that may wait before `submit` blocks.
 MAX_QUEUED = 1 << 20
 MAX_ATTEMPTS = 3
@@ -42,26 +37,29 @@ class Dispatcher:
     Args:
         handler: for batching options.
         quarantine: called with a chunk that has killed twice.
+        at: calls a function at a time (monotonic seconds), in a thread of its own.
     """
 
-    def __init__(self, handler: Any, quarantine: Callable[[Chunk], None]) -> None:
+    def __init__(
+        self,
+        handler: Any,
+        quarantine: Callable[[Chunk], None],
+        at: Callable[[float, Callable[[], None]], None],
+    ) -> None:
         self.lock = threading.RLock()
         self.room = threading.Condition(self.lock)
         self.lanes: list[Lane] = []
         self.draining: list[Lane] = []  # of a topology that is being replaced
-        self.requests: deque[Request] = deque()
-        self.again: deque[Chunk] = deque()
         self.paused = False
         self.closed: errors.KitError | None = None
-        self.counters = Counters()
-        self.latency = LatencySplit()
-        self.queued = 0
+        self.backlog = Backlog()
+        self.answers = Answers(self.lock)
+        self.counters = self.answers.counters
+        self.latency = self.answers.latency
+        self._at = at
+        self._awake_at: float | None = None  # when `pump` is called next, if that has been asked for
         self._quarantine = quarantine
         self.on_first: Callable[[Request], None] | None = None  # called once with the next request
-        self._cost_s = 0.0  # seconds an example, smoothed
-        self._bytes = 0.0  # bytes an example, smoothed
-        self.latest: dict[str, Any] = {}  # the last answer: example, result, pid, mode, seconds
-        self._made: dict[str, Any] = {}  # by whom the chunk in hand was computed
         self.sample: list[Any] = []  # a few recent examples, to verify another copy of the model with
         self.use(handler)
 
@@ -70,7 +68,22 @@ class Dispatcher:
         options = batching.options_of(handler)
         # After pre-processing an example is another thing, so only the worker can plan batches then.
         self.request_options = None if handler.get_preprocess_fns() else options
-        self.batch_size = options.get("max_batch_size")
+        self.backlog.use(handler)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The handler's ``max_batch_size``."""
+        return self.backlog.batch_size
+
+    @property
+    def queued(self) -> int:
+        """Examples accepted and not given out yet."""
+        return self.backlog.queued
+
+    @property
+    def latest(self) -> dict[str, Any]:
+        """The last answer: example, result, pid, mode, seconds; empty before the first."""
+        return self.answers.latest
 
     # ---- taking requests ---------------------------------------------------------------------
 
@@ -95,8 +108,7 @@ class Dispatcher:
             if self.closed is not None:
                 raise self.closed.copy()
             self.counters.accepted += request.count
-            self.queued += request.count
-            self.requests.append(request)
+            self.backlog.add(request)
             on_first, self.on_first = self.on_first, None
         if on_first is not None:
             on_first(request)
@@ -112,10 +124,7 @@ class Dispatcher:
                 self.counters.cancelled += left
             elif future.exception() is not None:
                 self.counters.failed += left
-            self.queued -= request.untaken
-            request.untaken = 0
-            if request in self.requests:
-                self.requests.remove(request)
+            self.backlog.forget(request)
             if left:
                 for lane in (*self.lanes, *self.draining):
                     lane.cancel()
@@ -127,23 +136,37 @@ class Dispatcher:
         """Give free lanes work while there is any."""
         while True:
             with self.lock:
-                if self.paused or not (self.again or self.requests):
+                backlog = self.backlog
+                if self.paused or not (backlog.again or backlog.requests):
                     return
-                lane = self._free_lane()
+                now = time.monotonic()
+                lane = self._free_lane(now)
                 if lane is None:
                     return
-                chunk = self._next_chunk()
+                chunk = backlog.next_chunk(len(self.lanes), now)
                 if chunk is None:
+                    self._pump_at(backlog.due_at)
                     return
+                if backlog.queued < MAX_QUEUED:
+                    self.room.notify_all()
                 chunk.attempts += 1
-                chunk.sent_at = time.monotonic()
+                chunk.sent_at = now
                 lane.assign(chunk)
             self._send(lane, chunk)
 
-    def _free_lane(self) -> Lane | None:
-        depth = 2 if self._cost_s * self._typical_count() < PREFETCH_S else 1
+    def _pump_at(self, when: float | None) -> None:
+        if when is not None and (self._awake_at is None or when < self._awake_at):
+            self._awake_at = when
+            self._at(when, self._pump_again)
+
+    def _pump_again(self) -> None:
+        with self.lock:
+            self._awake_at = None
+        self.pump()
+
+    def _free_lane(self, now: float) -> Lane | None:
+        depth = 2 if self.backlog.chunk_s() < PREFETCH_S else 1
         best = None
-        now = time.monotonic()
         for lane in self.lanes:
             load = len(lane.in_flight)
             if load < depth and lane.usable(now) and (best is None or load < len(best.in_flight)):
@@ -151,78 +174,6 @@ class Dispatcher:
                 if load == 0:
                     break
         return best
-
-    def _typical_count(self) -> int:
-        return self.batch_size or max(1, self._target())
-
-    def _target(self) -> int:
-        """Examples that take about CHUNK_S."""
-        target = int(CHUNK_S / self._cost_s) if self._cost_s else 16
-        if self._bytes:
-            target = min(target, int(MAX_CHUNK_BYTES / self._bytes))
-        return max(1, target)
-
-    def _next_chunk(self) -> Chunk | None:
-        while self.again:
-            chunk = self.again.popleft()
-            if not chunk.ended:
-                return chunk
-        while self.requests and self.requests[0].ended:
-            self.requests.popleft()
-        if not self.requests:
-            return None
-        request = self.requests[0]
-        parts = [self._take(request, self._share(request))]
-        if request.untaken == 0:
-            self.requests.popleft()
-        else:
-            self.requests.rotate(-1)
-        self._merge(parts)
-        return Chunk(parts)
-
-    def _share(self, request: Request) -> int:
-        """How many examples of a request to give out at once."""
-        size = self.batch_size
-        if request.batch_timeout_s is not None:
-            return size or 1  # the time limit is for one batch
-        most = self._target()
-        lanes = len(self.lanes)
-        if lanes > 1:
-            # The end of a job is spread over all lanes, but not in pieces that cost less than sending them.
-            least = int(LEAST_CHUNK_S / self._cost_s) if self._cost_s else 1
-            most = min(most, max(1, least, -(-request.untaken // (2 * lanes))))
-        if size is not None:
-            return int(max(size, most // size * size))
-        return most
-
-    def _take(self, request: Request, most: int) -> Part:
-        indices = request.take(most)
-        self.queued -= len(indices)
-        if self.queued < MAX_QUEUED:
-            self.room.notify_all()
-        return Part(request, indices)
-
-    def _merge(self, parts: list[Part]) -> None:
-        """Add small requests of others that may share the chunk."""
-        first = parts[0].request
-        if first.untaken or first.batch_timeout_s is not None:
-            return
-        room = max(self.batch_size or 0, min(self._target(), batching.MAX_BATCH_SIZE)) - len(parts[0].indices)
-        while room > 0 and self.requests:
-            request = self.requests[0]
-            alike = request.isolate == first.isolate and request.inference_args == first.inference_args
-            if (
-                request.ended
-                or not alike
-                or request.untaken > room
-                or request.planned
-                or request.batch_timeout_s is not None
-            ):
-                return
-            part = self._take(request, request.untaken)
-            self.requests.popleft()
-            parts.append(part)
-            room -= len(part.indices)
 
     def _send(self, lane: Lane, chunk: Chunk) -> None:
         try:
@@ -239,8 +190,7 @@ class Dispatcher:
             )
             self._refuse(lane, chunk, trouble)
         else:
-            each = size / max(1, chunk.count)
-            self._bytes = each if not self._bytes else 0.8 * self._bytes + 0.2 * each
+            self.backlog.note_bytes(size / max(1, chunk.count))
             if not self.sample:
                 self.sample = list(payload[:8])
 
@@ -258,44 +208,11 @@ class Dispatcher:
             chunk = lane.take_back(message.request)
             if chunk is None:
                 return
-            self._note_times(lane, chunk, message, now)
+            self.backlog.note_cost((now - message.stamp) / max(1, chunk.count))
+            self.answers.note_times(lane, chunk, message, now)
             self.room.notify_all()
         self.pump()
-        self.deliver(chunk, *value)
-
-    def _note_times(self, lane: Lane, chunk: Chunk, message: Any, now: float) -> None:
-        cost = (now - message.stamp) / max(1, chunk.count)
-        self._cost_s = cost if not self._cost_s else 0.7 * self._cost_s + 0.3 * cost
-        began = max(message.stamp, chunk.sent_at)
-        self.counters.batches += message.attempt
-        for part in chunk.parts:
-            total = now - part.request.accepted_at
-            queue = max(0.0, began - part.request.accepted_at)
-            self.latency.record(total, min(queue, total), min(message.spent, total), len(part.indices))
-        self._made = {"pid": lane.process.pid, "mode": lane.mode, "seconds": now - began}
-
-    def deliver(self, chunk: Chunk, values: Any, model_ids: Any, plain: bool, troubles: dict[int, Trouble]) -> None:
-        """Hand the answers of a chunk to the requests that its parts belong to."""
-        start = 0
-        for request, indices in chunk.parts:
-            stop = start + len(indices)
-            if not request.ended:
-                mine = values[start:stop] if len(chunk.parts) > 1 else values
-                ids = model_ids[start:stop] if isinstance(model_ids, list) else model_ids
-                failed = {at - start: trouble for at, trouble in troubles.items() if start <= at < stop}
-                with self.lock:
-                    self.counters.answered += len(indices) - len(failed)
-                    self.counters.failed += len(failed) if request.isolate else 0
-                request.settle(indices, mine, ids, plain, failed)
-            start = stop
-        if start:
-            request, indices = chunk.parts[-1]
-            # A new dict: who reads it gets an example with its own answer.
-            self.latest = {
-                **self._made,
-                "example": request.examples[indices[-1]],
-                "result": request.results[indices[-1]],
-            }
+        self.answers.deliver(chunk, *value)
 
     def failed(self, lane: Lane, message: Any) -> None:
         """A worker thread reports that a chunk failed as a whole."""
@@ -306,23 +223,9 @@ class Dispatcher:
         self.pump()
 
     def _fail_apart(self, chunk: Chunk, trouble: Trouble) -> None:
-        """Fail a chunk; one with several requests, or examples that may fail alone, is first taken apart."""
-        if len(chunk.parts) > 1:
-            pieces = chunk.split()
-        elif chunk.isolate and chunk.count > 1 and trouble.kind != "WrongPredictionCount":
-            pieces = chunk.singles()
-        else:
-            self._all_fail(chunk, trouble)
-            return
+        pieces = self.answers.fail(chunk, trouble)
         with self.lock:
-            self.again.extendleft(reversed(pieces))
-
-    def _all_fail(self, chunk: Chunk, trouble: Trouble) -> None:
-        if chunk.isolate:
-            self.deliver(chunk, [None] * chunk.count, None, False, dict.fromkeys(range(chunk.count), trouble))
-        else:
-            for request, _ in chunk.parts:
-                request.fail_all(trouble.error())
+            self.backlog.again.extendleft(reversed(pieces))
 
     # ---- deaths ------------------------------------------------------------------------------
 
@@ -353,45 +256,17 @@ class Dispatcher:
             if piece.deaths >= 2 or piece.attempts >= MAX_ATTEMPTS:
                 self._quarantine(piece)
             else:
-                self.again.appendleft(piece)
+                self.backlog.again.appendleft(piece)
 
-    def expire(self, now: float, computing_since: Callable[[Lane], float | None]) -> list[tuple[Lane, Chunk]]:
-        """Fail requests past their deadline; returns chunks whose batch has run too long, off their lanes.
+    # ---- all of it ---------------------------------------------------------------------------
 
-        `computing_since` tells since when a lane's chunk has been computed, None while it waits.
-        """
-        with self.lock:
-            late = [r for r in self._live_requests() if r.deadline is not None and now > r.deadline]
-            stuck = []
-            for lane in (*self.lanes, *self.draining):
-                chunk = lane.head
-                if chunk is None or chunk.batch_timeout_s is None:
-                    continue
-                since = computing_since(lane)
-                if since is not None and now - since > chunk.batch_timeout_s:
-                    lane.take_back(chunk.id)
-                    stuck.append((lane, chunk))
-        for request in late:
-            request.fail_all(
-                errors.DeadlineExceeded(
-                    f"{request.left} of {request.count} examples had no answer after "
-                    f"{now - request.accepted_at:.3g} s; give more time, or add workers."
-                )
-            )
-        return stuck
-
-    def time_out(self, chunk: Chunk) -> None:
-        """Fail the examples of a batch that ran too long."""
-        limit = chunk.batch_timeout_s
-        message = f"a batch of {chunk.count} examples ran longer than the timeout of {limit} s."
-        self._all_fail(chunk, Trouble("DeadlineExceeded", message, ""))
-
-    def _live_requests(self) -> set[Request]:
-        found = set(self.requests)
+    def live_requests(self) -> set[Request]:
+        """Requests that wait or are computed; the lock is held."""
+        found = set(self.backlog.requests)
         for lane in (*self.lanes, *self.draining):
             for chunk in lane.in_flight:
                 found.update(part.request for part in chunk.parts)
-        for chunk in self.again:
+        for chunk in self.backlog.again:
             found.update(part.request for part in chunk.parts)
         return found
 
@@ -400,7 +275,7 @@ class Dispatcher:
         with self.lock:
             if self.closed is None:
                 self.closed = error
-            waiting = self._live_requests()
+            waiting = self.live_requests()
             self.room.notify_all()
         for request in waiting:
             request.fail_all(error.copy())

@@ -66,7 +66,7 @@ class Quarantine:
             if single.ended:
                 continue  # a chunk may hold other requests too
             values, ids, plain, troubles = self._compute(single)
-            deliver = partial(self._engine.dispatcher.deliver, single, values, ids, plain, troubles)
+            deliver = partial(self._engine.dispatcher.answers.deliver, single, values, ids, plain, troubles)
             self._engine.reactor.soon(deliver)
 
     def _compute(self, single: Chunk) -> tuple[Any, Any, bool, dict[int, Trouble]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,9 @@ class Request:
         self._batches: deque[list[int]] | None = None
         if options and self.count > 1 and ("batch_length_fn" in options or options.get("max_batch_weight")):
             self._batches = deque(list(part) for part in batching.plan(examples, options))
+        self.longest = self.weight = 0.0
+        if options and batching.wait_of(options):
+            self._measure(options)
 
     @property
     def ended(self) -> bool:
@@ -83,6 +87,18 @@ class Request:
     def planned(self) -> bool:
         """True when whole batches are taken, and not just any number of examples."""
         return self._batches is not None
+
+    def _measure(self, options: Mapping[str, Any]) -> None:
+        """Note the longest example and the sum of weights, which say when a batch is full."""
+        if self._batches is not None and len(self._batches) > 1:
+            self.longest = self.weight = math.inf  # full already
+            return
+        try:
+            self.longest = max(batching.lengths_of(self.examples, options) or [0.0])
+            if options.get("max_batch_weight") and options.get("element_size_fn"):
+                self.weight = sum(map(options["element_size_fn"], self.examples))
+        except Exception:
+            self.longest = self.weight = math.inf  # waits for nobody: the worker says what is wrong with it
 
     def take(self, most: int) -> Sequence[int]:
         """The next indices: about `most` examples, whole batches where these are planned."""

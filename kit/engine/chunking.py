@@ -1,0 +1,204 @@
+"""What waits to be computed, and how it is cut into chunks: turns, sizes, sharing, waiting for company.
+
+Clients take turns by chunks of about equal computing time, so that a long job delays a short one
+little. Small requests of several clients share a chunk. Where the handler asks for it
+(``min_batch_size``, ``max_batch_duration_secs``), requests wait for company until a batch is full.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from kit import batching
+from kit.engine.requests import Chunk, Part, Request
+
+#: Computing time that one chunk aims at, seconds: long against its transport, short against patience.
+CHUNK_S = 0.03
+#: Computing time below which a chunk isn't split for other lanes, seconds.
+LEAST_CHUNK_S = 0.002
+MAX_CHUNK_BYTES = 8 << 20
+
+
+class Backlog:
+    """Requests that wait, in turns, and chunks to be sent again. Its methods run under the dispatcher's lock.
+
+    Attributes:
+        queued: examples that wait in `requests`.
+        due_at: after `next_chunk` gave None: when it is to be asked again (monotonic seconds), None for not at all.
+    """
+
+    def __init__(self) -> None:
+        self.requests: deque[Request] = deque()
+        self.again: deque[Chunk] = deque()
+        self.queued = 0
+        self.due_at: float | None = None
+        self.batch_size: int | None = None
+        self._wait_s = 0.0  # longest that a request waits for company, seconds
+        self._least = 1  # examples a chunk should have
+        self._full = batching.MAX_BATCH_SIZE  # examples that need no more company
+        self._limits: tuple[float | None, float | None] = (None, None)  # the same by tokens and weight
+        self._cost_s = 0.0  # seconds an example, smoothed
+        self._bytes = 0.0  # bytes an example, smoothed
+
+    def use(self, handler: Any) -> None:
+        """Take batching options from `handler`."""
+        options = batching.options_of(handler)
+        self.batch_size = options.get("max_batch_size")
+        self._wait_s = 0.0 if handler.should_skip_batching() else batching.wait_of(options)
+        self._least = options.get("min_batch_size") or 1
+        self._full = options.get("min_batch_size") or self.batch_size or batching.MAX_BATCH_SIZE
+        self._limits = (options.get("max_batch_tokens"), options.get("max_batch_weight"))
+
+    def note_cost(self, seconds: float) -> None:
+        """Note what an example just cost."""
+        self._cost_s = seconds if not self._cost_s else 0.7 * self._cost_s + 0.3 * seconds
+
+    def note_bytes(self, size: float) -> None:
+        """Note the bytes of an example just sent."""
+        self._bytes = size if not self._bytes else 0.8 * self._bytes + 0.2 * size
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        self.queued += request.count
+        self.requests.append(request)
+
+    def forget(self, request: Request) -> None:
+        """Drop what is left of a request that has ended."""
+        self.queued -= request.untaken
+        request.untaken = 0
+        if request in self.requests:
+            self.requests.remove(request)
+
+    def chunk_s(self) -> float:
+        """Seconds that a chunk takes, about."""
+        return self._cost_s * (self.batch_size or self._target())
+
+    def _target(self) -> int:
+        """Examples that take about CHUNK_S."""
+        target = int(CHUNK_S / self._cost_s) if self._cost_s else 16
+        if self._bytes:
+            target = min(target, int(MAX_CHUNK_BYTES / self._bytes))
+        return max(1, target)
+
+    # ---- giving out --------------------------------------------------------------------------
+
+    def next_chunk(self, lanes: int, now: float) -> Chunk | None:
+        """The next chunk for one of `lanes` lanes; None when nothing waits, or only for company."""
+        self.due_at = None
+        while self.again:
+            chunk = self.again.popleft()
+            if not chunk.ended:
+                return chunk
+        while self.requests and self.requests[0].ended:
+            self.requests.popleft()
+        if not self.requests:
+            return None
+        request: Request | None = self.requests[0]
+        if self._wait_s:
+            request = self._ripe(now)
+            if request is None:
+                return None
+            self.requests.remove(request)
+            self.requests.appendleft(request)
+        assert request is not None
+        parts = [self._take(request, self._share(request, lanes))]
+        if request.untaken == 0:
+            self.requests.popleft()
+        else:
+            self.requests.rotate(-1)
+        self._merge(parts)
+        return Chunk(parts)
+
+    def _ripe(self, now: float) -> Request | None:
+        """The first request of those that may share a batch and fill it, or of which one has waited long enough."""
+        groups: list[_Group] = []
+        for request in self.requests:
+            if request.batch_timeout_s is not None or request.untaken < request.count:
+                return request  # always alone, or the rest of a job
+            group = next((group for group in groups if _alike(group.first, request)), None)
+            if group is None:
+                group = _Group(request)
+                groups.append(group)
+            group.add(request)
+            due_at = request.accepted_at + self._wait_s
+            if request.deadline is not None:
+                due_at = min(due_at, (request.accepted_at + request.deadline) / 2)  # the rest is for computing it
+            if now >= due_at or group.full(self._full, *self._limits):
+                return group.first
+            self.due_at = due_at if self.due_at is None else min(self.due_at, due_at)
+        return None
+
+    def _share(self, request: Request, lanes: int) -> int:
+        """How many examples of a request to give out at once."""
+        size = self.batch_size
+        if request.batch_timeout_s is not None:
+            return size or 1  # the time limit is for one batch
+        most = self._target()
+        if lanes > 1:
+            # The end of a job is spread over all lanes, but not in pieces that cost less than sending them.
+            least = int(LEAST_CHUNK_S / self._cost_s) if self._cost_s else 1
+            most = min(most, max(1, least, -(-request.untaken // (2 * lanes))))
+        most = max(most, self._least)
+        if size is not None:
+            return int(max(size, most // size * size))
+        return most
+
+    def _take(self, request: Request, most: int) -> Part:
+        indices = request.take(most)
+        self.queued -= len(indices)
+        return Part(request, indices)
+
+    def _merge(self, parts: list[Part]) -> None:
+        """Add small requests of others that may share the chunk."""
+        first = parts[0].request
+        if first.untaken or first.batch_timeout_s is not None:
+            return
+        most = max(self.batch_size or 0, self._least, min(self._target(), batching.MAX_BATCH_SIZE))
+        room = most - len(parts[0].indices)
+        others: list[Request] = []
+        while room > 0 and self.requests:
+            request = self.requests[0]
+            if not self._may_join(request, first, room):
+                if not self._wait_s:
+                    break
+                others.append(self.requests.popleft())
+                continue
+            part = self._take(request, min(room, request.untaken))
+            if request.untaken == 0:
+                self.requests.popleft()
+            parts.append(part)
+            room -= len(part.indices)
+        self.requests.extendleft(reversed(others))
+
+    def _may_join(self, request: Request, first: Request, room: int) -> bool:
+        if request.ended or request.batch_timeout_s is not None or not _alike(first, request):
+            return False
+        # A batch that was waited for is filled to the brim; otherwise whole requests join, which end together.
+        return bool(self._wait_s) or (request.untaken <= room and not request.planned)
+
+
+def _alike(one: Request, other: Request) -> bool:
+    """True when examples of both may be computed in one batch."""
+    return one.isolate == other.isolate and one.inference_args == other.inference_args
+
+
+class _Group:
+    """Waiting requests that may share a batch: how much they are together."""
+
+    def __init__(self, first: Request) -> None:
+        self.first = first
+        self._count = 0
+        self._longest = self._weight = 0.0
+
+    def add(self, request: Request) -> None:
+        self._count += request.untaken
+        self._longest = max(self._longest, request.longest)
+        self._weight += request.weight
+
+    def full(self, count: int, tokens: float | None, weight: float | None) -> bool:
+        return (
+            self._count >= count
+            or (tokens is not None and self._count * self._longest >= tokens)
+            or (weight is not None and self._weight >= weight)
+        )

@@ -1,0 +1,49 @@
+"""Requests past their deadline, and batches that run too long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kit import errors
+from kit.engine.lane import Lane
+from kit.engine.requests import Chunk
+from kit.engine.runner import Trouble
+
+if TYPE_CHECKING:
+    from kit.engine.dispatcher import Dispatcher
+
+
+def expire(
+    dispatcher: Dispatcher, now: float, computing_since: Callable[[Lane], float | None]
+) -> list[tuple[Lane, Chunk]]:
+    """Fail requests past their deadline; returns chunks whose batch has run too long, off their lanes.
+
+    `computing_since` tells since when a lane's chunk has been computed, None while it waits.
+    """
+    with dispatcher.lock:
+        late = [r for r in dispatcher.live_requests() if r.deadline is not None and now > r.deadline]
+        stuck = []
+        for lane in (*dispatcher.lanes, *dispatcher.draining):
+            chunk = lane.head
+            if chunk is None or chunk.batch_timeout_s is None:
+                continue
+            since = computing_since(lane)
+            if since is not None and now - since > chunk.batch_timeout_s:
+                lane.take_back(chunk.id)
+                stuck.append((lane, chunk))
+    for request in late:
+        request.fail_all(
+            errors.DeadlineExceeded(
+                f"{request.left} of {request.count} examples had no answer after "
+                f"{now - request.accepted_at:.3g} s; give more time, or add workers."
+            )
+        )
+    return stuck
+
+
+def ran_too_long(chunk: Chunk) -> Trouble:
+    """What to tell the examples of a batch that ran too long."""
+    limit = chunk.batch_timeout_s
+    message = f"a batch of {chunk.count} examples ran longer than the timeout of {limit} s."
+    return Trouble("DeadlineExceeded", message, "")
