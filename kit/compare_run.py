@@ -222,7 +222,7 @@ def fork_server(handler: Any) -> Iterator[tuple[Any, float]]:
     All deployments of a comparison are forked from one: each still has processes of its own, and
     rounds needn't wait for the imports again.
     """
-    from kit.engine.core import preload_of
+    from kit.engine.asking import preload_of
     from kit.engine.processes import ForkServer
 
     began = time.perf_counter()

@@ -74,6 +74,9 @@ class Deployment:
     ) -> Future[list[Any]]:
         """Queue examples; the future resolves to their predictions and can be cancelled.
 
+        Of a cancelled request no further batch is computed. A batch under way can't be interrupted (`batch_timeout`
+        can): it is computed to its end, and its answer is dropped.
+
         Args:
             deadline: seconds from now after which the future fails with DeadlineExceeded.
             isolate: a failing example becomes a `Failure` and the others go on.
@@ -233,8 +236,8 @@ class Deployment:
 
         Columns: role, index, pid, mode, uptime_s, load_s; pss_bytes, uss_bytes and their pss_age_s;
         weights_private_bytes, weights_shared_bytes; gpu_bytes where there is a GPU; examples, batches,
-        batch_size (mean), coalesced (requests), elements_per_s and busy_share (0 to 1, last 2 s),
-        heartbeat_age_s.
+        batch_size (mean), coalesced (requests), elements_per_s and busy_share (0 to 1), both over the last
+        seconds, or since the process started when it wasn't looked at before; heartbeat_age_s.
         """
         import pandas as pd
 
@@ -288,7 +291,7 @@ class Deployment:
             InvalidSetting: there is no such process.
         """
         self._engine.raise_if_closed()
-        return self._engine.topology.kill(role, index)
+        return self._engine.topology.deaths.kill(role, index)
 
     # ---- end ---------------------------------------------------------------------------------
 

@@ -97,14 +97,23 @@ class Settings:
         """Copies of the weights that are kept."""
         return self.model_copies
 
-    def check_budget(self, model_bytes: int | None) -> None:
-        """Raise BudgetExceeded when the copies don't fit, saying how many would and which modes."""
+    def check_budget(self, model_bytes: int | None, expected_bytes: int | None = None) -> None:
+        """Raise BudgetExceeded when the copies don't fit, saying how many would and which modes.
+
+        `expected_bytes` is what a copy was thought to take before `model_bytes` were measured.
+        """
         budget = self.memory_budget
         if budget is None or not model_bytes or self.copies * model_bytes <= budget:
             return
         fitting = budget // model_bytes
         total = f"{self.copies} × {format_bytes(model_bytes)} = {format_bytes(self.copies * model_bytes)}"
-        words = (
+        words = ""
+        if expected_bytes and expected_bytes < model_bytes:
+            words = (
+                f"the loaded model takes {format_bytes(model_bytes)}, and {format_bytes(expected_bytes)} were expected "
+                "from its files or an earlier version: "
+            )
+        words += (
             f"mode {self.mode!r} keeps {self.copies} {'copy' if self.copies == 1 else 'copies'} of the model, {total}, "
             f"and the memory budget is {format_bytes(budget)}, which can only fit {fitting}. "
         )

@@ -54,3 +54,43 @@ def test_a_switch_beyond_the_budget_is_refused_and_the_old_mode_serves_on(tmp_pa
         assert len(deployment.predict(torch.rand(3, 1000))) == 3
         deployment.switch("default", processes=2)
         assert deployment.mode == "default"
+
+
+class Underestimated(Wide):
+    """Expects its model to be smaller than it is."""
+
+    def __init__(self, expected_bytes: int, **options):
+        super().__init__(20, width=512, **options)  # 20 MB
+        self.expected_bytes = expected_bytes
+
+    def estimate_model_bytes(self):
+        return self.expected_bytes
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "budget", "words"),
+    [
+        ("default", {"processes": 2}, "30MB", r"2 copies .*2 × 19\.9 MB = .*30 MB.*can only fit 1"),
+        ("medium", {"model_copies": 2}, "30MB", r"2 copies .*2 × 19\.9 MB = .*30 MB.*can only fit 1"),
+        ("large", {}, "15MB", "No mode fits"),
+        ("shared", {}, "15MB", "No mode fits"),
+    ],
+)
+def test_a_model_heavier_than_expected_is_refused_after_loading_with_the_numbers(mode, options, budget, words):
+    with pytest.raises(errors.BudgetExceeded, match=words) as caught:
+        kit.deploy(Underestimated(1_000_000), mode=mode, memory_budget=budget, **options)
+    assert "takes 19.9 MB" in str(caught.value)
+    assert "1 MB were expected" in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["default", "medium", "large", "shared"])
+def test_an_update_to_a_model_heavier_than_expected_keeps_the_old_one(mode):
+    rows = list(torch.rand(4, 512))
+    with kit.deploy(Wide(4, width=512), mode=mode, memory_budget="15MB", sample=rows) as deployment:
+        before = deployment.predict(rows)
+        with pytest.raises(errors.BudgetExceeded, match="takes 19.9 MB"):
+            deployment.update_model(Underestimated(1_000_000))
+        after = deployment.predict(rows)
+        assert deployment.mode == mode
+        for old, new in zip(before, after, strict=True):
+            assert torch.allclose(old.inference, new.inference, atol=1e-6)

@@ -230,3 +230,17 @@ def test_processes_threads_and_copies_change_live():
         deployment.switch("large")
         assert (deployment.stats().role == "host").sum() == 1
         assert deployment.predict([1])[0].inference == (1, "one")
+
+
+def test_the_first_look_after_a_switch_tells_the_true_rates():
+    with kit.deploy(Constant(), mode="default", processes=1) as deployment:
+        for mode in ("large", "default"):
+            deployment.switch(mode)
+            assert len(deployment.predict(list(range(1000)))) == 1000
+            table = deployment.stats().set_index("role")
+            serving = table.drop("forkserver")
+            assert serving[["elements_per_s", "busy_share"]].notna().all(axis=None)
+            assert serving["busy_share"].between(0, 1).all()
+            worker = table.loc["worker"]
+            assert worker["examples"] == 1000
+            assert worker["elements_per_s"] == pytest.approx(1000 / worker["uptime_s"], rel=0.05)

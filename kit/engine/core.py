@@ -20,6 +20,7 @@ from typing import Any
 from kit import errors
 from kit.engine import board as fields
 from kit.engine import deadlines
+from kit.engine.asking import estimate_of, preload_of
 from kit.engine.board import Board
 from kit.engine.dispatcher import Dispatcher
 from kit.engine.lane import Lane
@@ -47,7 +48,7 @@ class Engine:
         self.handler = handler
         self.settings = settings
         handler_bytes = pack(handler)
-        self.model_bytes: int | None = _estimate(handler)
+        self.model_bytes: int | None = estimate_of(handler)
         self.alive = True
         self.history = History()
         self.logs = Logs()
@@ -55,8 +56,9 @@ class Engine:
         self.reactor = Reactor("kit-reactor")
         self.quarantine = Quarantine(self)
         self.dispatcher = Dispatcher(handler, self.quarantine.take, self.reactor.at)
-        self.topology = Topology(self, handler, handler_bytes, settings)
+        self.topology = Topology(self, handler, handler_bytes, settings, self.model_bytes)
         self.starting: Topology | None = None
+        self.retiring: Topology | None = None  # replaced, and finishing what it has
         self.last_switch: dict[str, Any] = {}
         self.switching: tuple[Topology, float] | None = None  # the one to come, and since when
         self.at_close: list[Callable[[], None]] = []
@@ -90,6 +92,7 @@ class Engine:
     def _run(self, topology: Topology, sample: list[Any]) -> None:
         self.starting = topology
         try:
+            self.raise_if_closed()  # after `starting` is set: `close` stops it, or this sees that it has closed
             topology.start(sample)
         finally:
             self.starting = None
@@ -99,7 +102,7 @@ class Engine:
     def _publish(self, topology: Topology) -> None:
         self.topology = topology
         self.settings = topology.settings
-        if topology.loader is not None:
+        if topology.weights is not None and topology.weights.loader is not None:
             # Nothing was there to verify with: the first batch is, before it is answered.
             self.dispatcher.on_first = self._verify_first
             self.dispatcher.paused = True
@@ -116,10 +119,11 @@ class Engine:
 
     def _verify(self, request: Request) -> None:
         topology = self.topology
+        assert topology.weights is not None
         batch = list(request.examples[: self.dispatcher.batch_size or 8])
-        verdict, words = topology.verify(batch, request.inference_args)
+        verdict, words = topology.weights.verify(batch, request.inference_args)
         if verdict == "differs":
-            self.give_up(errors.SharedModeUnavailable(topology._cannot_share(words)))
+            self.give_up(errors.SharedModeUnavailable(topology.weights.cannot_share(words)))
             return
         if verdict == "failed":
             # Nothing to compare yet; requests are answered meanwhile, and the next one decides.
@@ -143,9 +147,10 @@ class Engine:
             old = self.topology
             new_handler = self.handler if handler is None else handler
             handler_bytes = old.handler_bytes if handler is None else pack(new_handler)
-            model_bytes = self.model_bytes if handler is None else _estimate(new_handler) or self.model_bytes
+            expected_bytes = self.model_bytes if handler is None else estimate_of(new_handler)
+            model_bytes = expected_bytes or self.model_bytes
             settings.check_budget(model_bytes)
-            new = Topology(self, new_handler, handler_bytes, settings)
+            new = Topology(self, new_handler, handler_bytes, settings, expected_bytes)
             budget = settings.memory_budget
             together = (old.settings.copies + settings.copies) * (model_bytes or 0)
             drain_first = budget is not None and together > budget
@@ -166,9 +171,13 @@ class Engine:
 
     def _switch_side_by_side(self, old: Topology, new: Topology, handler: Any) -> None:
         self._run(new, self._sample())
-        self._adopt(new, handler)
-        old.drain()
-        old.stop()
+        self.retiring = old
+        try:
+            self._adopt(new, handler)
+            old.drain()
+            old.stop()
+        finally:
+            self.retiring = None
 
     def _switch_drained(self, old: Topology, new: Topology, handler: Any) -> None:
         dispatcher = self.dispatcher
@@ -179,17 +188,20 @@ class Engine:
             old.stop()
             self._run(new, sample)
         except BaseException:
-            back = Topology(self, old.handler, old.handler_bytes, old.settings)
+            back = Topology(self, old.handler, old.handler_bytes, old.settings, old.model_bytes)
             self._run(back, sample)
             self._adopt(back, old.handler)
             raise
         self._adopt(new, handler)
 
     def _adopt(self, topology: Topology, handler: Any) -> None:
-        self.raise_if_closed()
         self.handler = handler
         self.dispatcher.use(handler)
         self._publish(topology)
+        if self.dispatcher.closed is not None:
+            # Closed since `_run`: whoever closed may not have seen this topology.
+            topology.stop(gently=False)
+            self.raise_if_closed()
 
     def _sample(self) -> list[Any]:
         return list(self.dispatcher.sample)
@@ -240,13 +252,13 @@ class Engine:
             return
         now = time.monotonic()
         for lane, chunk in deadlines.expire(self.dispatcher, now, self._computing_since):
-            process = lane.topology.computing_process(lane)
+            process = deadlines.computing_process(lane)
             self.dispatcher.answers.fail_all(chunk, deadlines.ran_too_long(chunk))
             if process is not None and process.alive:
                 self.event("timeout", f"{process.role} {process.index} replaced: a batch ran too long", process.pid)
                 process.expected_death = True
                 os.kill(process.pid, 9)
-        self.topology.check_heartbeats(time.monotonic_ns())
+        self.topology.deaths.check_heartbeats(time.monotonic_ns())
         self.dispatcher.pump()
         self.reactor.at(now + TICK_S, self._tick)
 
@@ -273,7 +285,7 @@ class Engine:
             self.dispatcher.close(
                 errors.DeploymentClosed("the deployment is closed; call kit.deploy(...) again to serve the handler.")
             )
-            for topology in (self.starting, self.topology):
+            for topology in (self.starting, self.topology, self.retiring):
                 if topology is not None:
                     topology.stop(gently=False)
             self.quarantine.close()
@@ -283,20 +295,3 @@ class Engine:
             self.board.close()
         for callback in list(self.at_close):
             callback()
-
-
-def preload_of(handler: Any) -> list[str]:
-    """Modules that the fork server imports for a handler, ours or Beam's."""
-    own = list(getattr(handler, "preload", ()))
-    module = type(handler).__module__
-    if module.startswith("apache_beam."):
-        own.append(module)
-    return list(dict.fromkeys(["numpy", "kit.engine.worker", "kit.engine.host", "kit.engine.loader", *own]))
-
-
-def _estimate(handler: Any) -> int | None:
-    estimate = getattr(handler, "estimate_model_bytes", None)
-    if estimate is None:
-        return None
-    found = estimate()
-    return None if found is None else int(found)

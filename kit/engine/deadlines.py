@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kit import errors
+from kit.engine import board as fields
 from kit.engine.lane import Lane
+from kit.engine.processes import Process
 from kit.engine.requests import Chunk
 from kit.engine.runner import Trouble
 
@@ -40,6 +42,17 @@ def expire(
             )
         )
     return stuck
+
+
+def computing_process(lane: Lane) -> Process | None:
+    """The process that computes the lane's chunk: its worker, or the host that its thread asks."""
+    topology = lane.topology
+    if lane.hosts is None:
+        return lane.process
+    target = topology.engine.board.get(lane.slot, fields.TARGET) - 1
+    if target < 0:
+        return lane.process  # in pre- or post-processing
+    return next((host for host in topology.of_role("host") if host.index == target), None)
 
 
 def ran_too_long(chunk: Chunk) -> Trouble:

@@ -19,6 +19,8 @@ from kit.engine.protocol import FAILED, LOADED, STOP
 from kit.engine.transport import Channel, ChannelClosed
 
 PRELOAD_TIMEOUT_S = 300.0
+#: How long a process told to end may take before it is killed.
+STOP_TIMEOUT_S = 3.0
 _numbers = itertools.count(1)
 
 

@@ -165,11 +165,11 @@ class Watch:
         busy_ns, examples = self._done(slots, now_ns)
         batches = sum(board.get(slot, fields.BATCHES) for slot in slots)
         marks = self._marks.get(process.pid)
-        before = marks[0] if marks else None
-        share = rate = float("nan")
-        if before is not None and (seconds := now_ns * 1e-9 - before[0]) > 0:
-            share = min(1.0, (busy_ns - before[1]) / 1e9 / seconds / len(slots))
-            rate = (examples - before[2]) / seconds
+        # A process that wasn't looked at before has done all of it since it started.
+        before = marks[0] if marks else (process.started_at, 0, 0)
+        seconds = max(1e-9, now_ns * 1e-9 - before[0])
+        share = min(1.0, (busy_ns - before[1]) / 1e9 / seconds / len(slots))
+        rate = (examples - before[2]) / seconds
         return {
             "examples": examples,
             "batches": batches,

@@ -11,7 +11,7 @@ import pytest
 
 import kit
 from kit import errors
-from kit.engine import core, topology
+from kit.engine import core, deaths
 from tests.models import clients
 
 MODES = ["default", "large", "medium", "shared"]
@@ -146,7 +146,7 @@ def test_a_batch_beyond_its_time_fails_and_its_process_is_replaced(mode):
 
 
 def test_a_host_that_hangs_is_replaced_and_its_batches_are_answered(monkeypatch):
-    monkeypatch.setattr(topology, "HANG_S", 1.5)
+    monkeypatch.setattr(deaths, "HANG_S", 1.5)
     with kit.deploy(Doubling(), mode="large", processes=1) as deployment:
         (host,) = pids(deployment, "host")
         os.kill(host, signal.SIGSTOP)

@@ -1,0 +1,23 @@
+"""What the engine asks a handler before anything is started: modules to import, bytes to expect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def preload_of(handler: Any) -> list[str]:
+    """Modules that the fork server imports for a handler, ours or Beam's."""
+    own = list(getattr(handler, "preload", ()))
+    module = type(handler).__module__
+    if module.startswith("apache_beam."):
+        own.append(module)
+    return list(dict.fromkeys(["numpy", "kit.engine.worker", "kit.engine.host", "kit.engine.loader", *own]))
+
+
+def estimate_of(handler: Any) -> int | None:
+    """Bytes that a handler expects one copy of its model to take, None if it can't tell."""
+    estimate = getattr(handler, "estimate_model_bytes", None)
+    if estimate is None:
+        return None
+    found = estimate()
+    return None if found is None else int(found)
