@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from typing import Any
 
 from kit import batching
-from kit.handler import _num_bytes
+from kit.reader import Reader
 
 #: Computing time that a window aims at, seconds: results come no later than that.
 WINDOW_S = 1.0
@@ -22,8 +22,10 @@ class Windows:
     """Lists of examples to be sent at once.
 
     The first example goes alone, so that a slow source's first answer comes at once. Later windows grow
-    to what the model computes in WINDOW_S, in whole batches, and are cut short when the source is slow.
-    Iteration ends with the source or when it raises; `error` is then to be raised once all that came
+    to what the model computes in WINDOW_S, in whole batches, and are cut short when the source is slow:
+    nothing that was read waits longer than ``max_batch_duration_secs`` (0.1 s) for what wasn't, though the source
+    stalls. A window is empty when the source has given nothing for that long and an answer is there to be handed
+    out. Iteration ends with the source or when it raises; `error` is then to be raised once all that came
     before it is answered.
 
     Attributes:
@@ -32,8 +34,11 @@ class Windows:
             long it may be left alone for an answer.
     """
 
-    def __init__(self, examples: Iterator[Any], options: Mapping[str, Any]) -> None:
-        self._examples = examples
+    def __init__(
+        self, examples: Iterator[Any], options: Mapping[str, Any], answer_there: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._reader = Reader(examples, LARGEST_BYTES)
+        self._answer_there = answer_there
         self._batch: int = options.get("max_batch_size") or 1
         self._wait: float = options.get("max_batch_duration_secs") or batching.WAIT_S
         is_sorted = "batch_length_fn" in options
@@ -44,32 +49,30 @@ class Windows:
         self.size = self._smallest if patient else 1
         self.patience_s = 0.0
         self._cost_s: float | None = None  # seconds an example, smoothed
-        self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[list[Any]]:
-        more = first = True
-        while more:
+        first = True
+        while not self._reader.ended:
             began = time.monotonic()
-            window, more = self._collect(began)
+            window = self._reader.window(self.size, self._wait, self._answer_there)
             took = time.monotonic() - began
             self.patience_s = took if took >= self._wait else self._wait if first else 0.0
             first = False
-            if window:
+            if window or not self._reader.ended:
                 yield window
 
-    def _collect(self, began: float) -> tuple[list[Any], bool]:
-        window: list[Any] = []
-        most = self.size
-        try:
-            for example in self._examples:
-                if not window:
-                    most = max(1, min(most, LARGEST_BYTES // max(1, _num_bytes(example))))
-                window.append(example)
-                if len(window) >= most or time.monotonic() - began >= self._wait:
-                    return window, True
-        except Exception as error:
-            self.error = error
-        return window, False
+    @property
+    def error(self) -> BaseException | None:
+        """What the source raised, None when it didn't."""
+        return self._reader.error
+
+    def wake(self) -> None:
+        """Say that an answer is there."""
+        self._reader.wake()
+
+    def close(self) -> None:
+        """Read no more."""
+        self._reader.close()
 
     def answered(self, count: int, seconds: float) -> None:
         """Note that a window of `count` examples kept the model busy for `seconds`."""
@@ -85,16 +88,21 @@ class Windows:
 
 
 class Sent:
-    """A window under way, and when its answer came."""
+    """A window under way, and when its answer came; `wake` is called then."""
 
-    def __init__(self, future: Future[list[Any]], count: int) -> None:
+    def __init__(self, future: Future[list[Any]], count: int, wake: Callable[[], None]) -> None:
         self.future = future
         self.count = count
         self.sent_at = time.monotonic()
         self._done_at: list[float] = []
         # Not a method: the future would keep this object, and itself with its results, until a full collection.
         done_at = self._done_at
-        future.add_done_callback(lambda future: done_at.append(time.monotonic()))
+
+        def done(_: Future[list[Any]]) -> None:
+            done_at.append(time.monotonic())
+            wake()
+
+        future.add_done_callback(done)
 
     @property
     def done_at(self) -> float:

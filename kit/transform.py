@@ -26,7 +26,9 @@ class RunInference:
         inference_args: passed to the handler's ``run_inference``.
 
     A list, tuple, numpy array, tensor, Series or DataFrame gives `Predictions`. An iterator gives a lazy
-    iterator with a bounded look-ahead; closing or dropping it cancels what is under way.
+    iterator with a bounded look-ahead; closing or dropping it cancels what is under way. The iterator is read in a
+    thread of its own, so that predictions come out while it stalls: make what is bound to one thread (a cursor of
+    sqlite3) inside of a generator.
 
     Raises:
         InvalidSetting: not a handler. UnsupportedInput: on a bare string, dict, set or PCollection.
@@ -137,12 +139,16 @@ class RunInference:
 
     def _stream(self, examples: Iterator[Any]) -> Iterator[Any]:
         deployment = self._deployment()
-        windows = Windows(examples, batching.options_of(self._handler))
+        ahead: deque[Sent] = deque()
+        windows = Windows(examples, batching.options_of(self._handler), lambda: bool(ahead) and ahead[0].future.done())
         with progress(None, "RunInference") as bar:
-            if deployment is None:
-                yield from self._stream_here(windows, bar.update)
-            else:
-                yield from self._stream_there(deployment, windows, bar.update)
+            try:
+                if deployment is None:
+                    yield from self._stream_here(windows, bar.update)
+                else:
+                    yield from self._stream_there(deployment, windows, ahead, bar.update)
+            finally:
+                windows.close()
             if windows.error is not None:
                 raise windows.error
 
@@ -156,9 +162,8 @@ class RunInference:
             yield from request.future.result()
 
     def _stream_there(
-        self, deployment: Deployment, windows: Windows, on_progress: Callable[[int], None]
+        self, deployment: Deployment, windows: Windows, ahead: deque[Sent], on_progress: Callable[[int], None]
     ) -> Iterator[Any]:
-        ahead: deque[Sent] = deque()
         most = 2 * deployment.settings.processes * deployment.settings.threads + 1
         waiting_pays = True
         free_at = 0.0
@@ -174,7 +179,9 @@ class RunInference:
 
         try:
             for window in windows:
-                ahead.append(Sent(self._submit(deployment, window, on_progress), len(window)))
+                if window:
+                    sent = Sent(self._submit(deployment, window, on_progress), len(window), windows.wake)
+                    ahead.append(sent)
                 # What is done goes out before more is read, and a slow source is left alone until it is:
                 # unless the model is slower still.
                 patience_s = windows.patience_s if waiting_pays else 0.0

@@ -88,7 +88,7 @@ def test_an_update_to_a_model_heavier_than_expected_keeps_the_old_one(mode):
     rows = list(torch.rand(4, 512))
     with kit.deploy(Wide(4, width=512), mode=mode, memory_budget="15MB", sample=rows) as deployment:
         before = deployment.predict(rows)
-        with pytest.raises(errors.BudgetExceeded, match="takes 19.9 MB"):
+        with pytest.raises(errors.BudgetExceeded, match=r"takes 19\.9 MB"):
             deployment.update_model(Underestimated(1_000_000))
         after = deployment.predict(rows)
         assert deployment.mode == mode
