@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from kit.errors import UnsupportedInput
+from kit.shorten import shorten
 
 BEAM_TRANSFORM = "apache_beam.ml.inference.base.RunInference(handler)"
 
@@ -59,7 +60,8 @@ def _pandas(data: Any) -> Any:
 
 def _refuse(examples: Any) -> None:
     if isinstance(examples, str):
-        raise UnsupportedInput(f"{_short(examples)} is one string, not a list of them; write [{_short(examples)}].")
+        text = shorten(repr(examples), end=repr(examples)[-1])
+        raise UnsupportedInput(f"{text} is one string, not a list of them; write [{text}].")
     if isinstance(examples, (bytes, bytearray, memoryview)):
         raise UnsupportedInput("a bytes object is one example, not a list of them; put it into a list.")
     if isinstance(examples, Mapping):
@@ -80,9 +82,4 @@ def _refuse(examples: Any) -> None:
             "or .to_list() for a column."
         )
     if not isinstance(examples, Iterable) and not hasattr(examples, "__getitem__"):
-        raise UnsupportedInput(f"{_short(examples)} isn't a collection of examples; put it into a list.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..." + text[-1]
+        raise UnsupportedInput(f"{shorten(examples)} isn't a collection of examples; put it into a list.")

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from kit.engine.requests import Failure
+from kit.shorten import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 10
+SHOWN_LETTERS = 120
 
 
 class Predictions(Sequence[Any]):
@@ -72,7 +74,7 @@ class Predictions(Sequence[Any]):
 
     def __repr__(self) -> str:
         lines = [f"{len(self)} predictions"]
-        lines += [f"  {_short(result)}" for result in self._results[:3]]
+        lines += [f"  {shorten(result, SHOWN_LETTERS)}" for result in self._results[:3]]
         if len(self) > 3:
             lines.append("  ...")
         return "\n".join(lines)
@@ -82,7 +84,9 @@ class Predictions(Sequence[Any]):
         columns = list(dict.fromkeys(name for row in rows for name in row))
         head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(_short(row.get(name, '')))}</td>" for name in columns) + "</tr>"
+            "<tr>"
+            + "".join(f"<td>{html.escape(shorten(row.get(name, ''), SHOWN_LETTERS))}</td>" for name in columns)
+            + "</tr>"
             for row in rows
         )
         more = f"<p>{len(self)} predictions, the first {len(rows)} shown.</p>"
@@ -95,9 +99,3 @@ def _row(result: Any) -> dict[str, Any]:
     if hasattr(result, "inference") and hasattr(result, "example"):
         return {"example": result.example, "inference": result.inference, "model_id": result.model_id}
     return {"result": result}
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    text = " ".join(text.split())
-    return text if len(text) <= 120 else text[:117] + "..."

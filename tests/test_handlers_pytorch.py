@@ -419,3 +419,42 @@ def test_on_a_gpu(net: tuple[Net, Path]) -> None:
         found = inferences(handler, batch, loaded)
         assert found.device.type == "cpu"
         assert torch.allclose(found, model(torch.stack(batch)), atol=1e-4)
+
+
+def flip_a_byte(path: Path, inside: bytes) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(inside) + len(inside) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_state_dict_with_one_changed_byte_is_refused(net: tuple[Net, Path]) -> None:
+    model, path = net
+    handler = PytorchModelHandlerTensor(state_dict_path=path, model_class=Net)
+    handler.load_model()
+    flip_a_byte(path, model.first.weight.detach().numpy().tobytes())
+    torch.load(path, weights_only=True)  # torch itself doesn't notice
+    with pytest.raises(errors.WeightsFileError, match=r"net\.pt' is corrupt: Bad CRC-32"):
+        handler.load_model()
+
+
+def test_torch_script_with_one_changed_byte_is_refused(tmp_path: Path) -> None:
+    model, path = Net().eval(), tmp_path / "script.pt"
+    torch.jit.script(model).save(str(path))
+    handler = PytorchModelHandlerTensor(torch_script_model_path=path)
+    handler.load_model()
+    flip_a_byte(path, model.first.weight.detach().numpy().tobytes())
+    with pytest.raises(errors.WeightsFileError, match=r"script\.pt' is corrupt: Bad CRC-32"):
+        handler.load_model()
+
+
+@pytest.mark.parametrize("kind", ["without sums", "before zip"])
+def test_files_saved_without_sums_are_loaded_unchecked(tmp_path: Path, kind: str) -> None:
+    model, path = Net().eval(), tmp_path / "net.pt"
+    with_sums = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(kind != "without sums")
+    try:
+        torch.save(model.state_dict(), path, _use_new_zipfile_serialization=kind != "before zip")
+    finally:
+        torch.serialization.set_crc32_options(with_sums)
+    loaded = PytorchModelHandlerTensor(state_dict_path=path, model_class=Net).load_model()
+    assert torch.equal(loaded.first.weight, model.first.weight)

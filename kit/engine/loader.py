@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import random
 import sys
+import time
 from typing import Any
 
 from kit.engine import weights
 from kit.engine.child import Context
-from kit.engine.loading import load
 from kit.engine.local_model import LocalModel
 from kit.engine.protocol import LOADED, VERIFIED, VERIFY
 from kit.engine.transport import ChannelClosed
@@ -24,7 +24,7 @@ def main(context: Context) -> int:
     """Load, publish, check; returns the exit code."""
     handler = context.handler
     name = type(handler).__name__
-    found = context.loaded(lambda: load(handler))
+    found = context.loaded(lambda: _load(handler))
     if found is None:
         return 1
     model, report = found
@@ -42,6 +42,13 @@ def main(context: Context) -> int:
     context.control.send(LOADED, (report, segment), fds=(fd,))
     os.close(fd)
     return _verify(context, LocalModel(handler, model), LocalModel(handler, rebuilt))
+
+
+def _load(handler: Any) -> tuple[Any, dict[str, Any]]:
+    """The model and how long loading took; what it weighs is known once it is published."""
+    began = time.monotonic()
+    model = handler.load_model()
+    return model, {"load_s": time.monotonic() - began}
 
 
 def _verify(context: Context, original: LocalModel, rebuilt: LocalModel) -> int:

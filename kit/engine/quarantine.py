@@ -17,6 +17,7 @@ from kit.engine.protocol import ARGS, FAILED, FULL_RESULT, ISOLATE, META, RESULT
 from kit.engine.requests import Chunk
 from kit.engine.runner import Trouble
 from kit.engine.transport import ChannelClosed
+from kit.shorten import shorten
 
 if TYPE_CHECKING:
     from kit.engine.core import Engine
@@ -86,7 +87,7 @@ class Quarantine:
             self._process = None
             words = (
                 f"example {indices[0]} of the request kills the process that computes it, even alone: the process "
-                f"{process.describe_exit()}. Take it out, or handle it in pre-processing: {_short(example)}"
+                f"{process.describe_exit()}. Take it out, or handle it in pre-processing: {shorten(repr(example), 100)}"
             )
             return _nothing(Trouble("WorkerDied", words, ""))
         except errors.KitError as error:
@@ -124,11 +125,6 @@ def _receive(channel: Any) -> tuple[Any, Any, bool, dict[int, Trouble]]:
             return values, model_ids, plain, troubles
         elif message.kind == FAILED:
             return _nothing(message.value)
-
-
-def _short(example: Any) -> str:
-    text = repr(example)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _nothing(trouble: Trouble) -> tuple[Any, Any, bool, dict[int, Trouble]]:

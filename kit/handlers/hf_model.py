@@ -31,22 +31,11 @@ class _HuggingFaceModelHandler(TorchHandler):
             )
         if framework != "pt":
             raise InvalidSetting(f'{name}: framework={framework!r}: transformers has "pt" only.')
-        self._model_uri = os.fspath(model_uri)
+        self._model_path = os.fspath(model_uri)
         self._model_class = model_class
         self._load_model_args = dict(load_model_args or {})
         self._set_inference(inference_fn, device)
-        self.preload = hf_common.preload(self._model_uri)
-
-    @property
-    def model_id(self) -> str:
-        """The path or hub name given."""
-        return self._model_uri
-
-    def update_model_path(self, model_path: str | os.PathLike[str] | None = None) -> None:
-        """Load from `model_path` next time; None leaves the path as it is."""
-        if model_path:
-            self._model_uri = os.fspath(model_path)
-            self._no_single_tensor = False
+        self.preload = hf_common.preload(self._model_path)
 
     def load_model(self) -> Any:
         """The model in eval mode on its device, without gradients.
@@ -65,7 +54,7 @@ class _HuggingFaceModelHandler(TorchHandler):
                 raise InvalidSetting(f"model_class={model_class!r}: transformers has no class of this name.")
             model_class = found
         device = self.device
-        with hf_common.opened(self._model_uri) as uri:
+        with hf_common.opened(self._model_path) as uri:
             model = model_class.from_pretrained(uri, **self._load_model_args)
         if "device_map" not in self._load_model_args:
             model = model.to(device)

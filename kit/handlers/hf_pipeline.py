@@ -9,7 +9,6 @@ from enum import Enum, StrEnum
 from typing import Any
 
 from kit.errors import InvalidSetting
-from kit.handler import ModelHandler
 from kit.handlers import devices, hf_common, paths, results
 from kit.handlers.lengths import text_tokens
 
@@ -100,7 +99,7 @@ def check_task(task: str) -> None:
     raise InvalidSetting(f"task={task!r}: {installed} has no such pipeline{said}. It has: {known}.")
 
 
-class HuggingFacePipelineModelHandler(ModelHandler):
+class HuggingFacePipelineModelHandler(paths.WithModelPath):
     """A transformers pipeline: raw examples in (texts, chats, images ...), the pipeline's answers out.
 
     Args:
@@ -141,7 +140,7 @@ class HuggingFacePipelineModelHandler(ModelHandler):
             options.setdefault("max_batch_tokens", 2048)
         super().__init__(**options)
         self._task = name
-        self._model = os.fspath(model)
+        self._model_path = os.fspath(model)
         self._load_pipeline_args = dict(load_pipeline_args or {})
         if device is not None and "device" in self._load_pipeline_args:
             raise InvalidSetting(
@@ -153,19 +152,14 @@ class HuggingFacePipelineModelHandler(ModelHandler):
             raise InvalidSetting(f"inference_fn={inference_fn!r}: give a function.")
         self._inference_fn = inference_fn
         self._inference_args = dict(inference_args or {})
-        self.preload = hf_common.preload(self._model, "transformers.pipelines", *_own_module(name))
+        self.preload = hf_common.preload(self._model_path, "transformers.pipelines", *_own_module(name))
         if name and "transformers.pipelines" in sys.modules:
             check_task(name)
 
     @property
     def model_id(self) -> str:
         """The path or hub name given, or the task for its default model."""
-        return self._model or self._task
-
-    def update_model_path(self, model_path: str | os.PathLike[str] | None = None) -> None:
-        """Load from `model_path` next time, for the same task; None leaves the path as it is."""
-        if model_path:
-            self._model = os.fspath(model_path)
+        return self._model_path or self._task
 
     def load_model(self) -> Any:
         """The pipeline on its device, with a padding token where the tokenizer has none.
@@ -184,8 +178,8 @@ class HuggingFacePipelineModelHandler(ModelHandler):
         arguments = dict(self._load_pipeline_args)
         if "device_map" not in arguments:
             arguments["device"] = devices.resolve(self._device)
-        with hf_common.opened(self._model or f"(default of {self._task})") as name:
-            loaded = pipeline(task=self._task or None, model=name if self._model else None, **arguments)
+        with hf_common.opened(self._model_path or f"(default of {self._task})") as name:
+            loaded = pipeline(task=self._task or None, model=name if self._model_path else None, **arguments)
         if getattr(loaded, "model", None) is not None:
             loaded.model.requires_grad_(False).eval()
         _set_padding(loaded)

@@ -10,12 +10,29 @@ from collections.abc import Iterator
 from typing import Any
 
 from kit.errors import KitError, MissingExtra, WeightsFileError
+from kit.handler import ModelHandler
 
 #: The package that brings a protocol, where its name isn't in fsspec's own message.
 _PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs",
     "http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko", "hf": "huggingface_hub",
 }  # fmt: skip
+
+
+class WithModelPath(ModelHandler):
+    """A handler that loads its model from one path or hub name, kept in ``_model_path``."""
+
+    _model_path: str = ""
+
+    @property
+    def model_id(self) -> str:
+        """The path or hub name given."""
+        return self._model_path
+
+    def update_model_path(self, model_path: str | os.PathLike[str] | None = None) -> None:
+        """Load from `model_path` next time; None leaves the path as it is."""
+        if model_path:
+            self._model_path = os.fspath(model_path)
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kit.errors import InvalidSetting, KitError, WeightsFileError
-from kit.handlers import paths, state_dicts
+from kit.handlers import archives, paths, state_dicts
 from kit.handlers.torch_inference import (
     InferenceFn,
     TorchHandler,
@@ -96,18 +96,15 @@ class PytorchModelHandlerTensor(TorchHandler):
         return ()
 
     @property
-    def model_id(self) -> str:
-        """The path given, of the TorchScript file or the state dict."""
+    def _model_path(self) -> str:
         return self._torch_script_model_path or self._state_dict_path or ""
 
-    def update_model_path(self, model_path: str | os.PathLike[str] | None = None) -> None:
-        """Load from `model_path` next time; None leaves the path as it is."""
-        if model_path:
-            if self._torch_script_model_path:
-                self._torch_script_model_path = os.fspath(model_path)
-            else:
-                self._state_dict_path = os.fspath(model_path)
-            self._no_single_tensor = False
+    @_model_path.setter
+    def _model_path(self, path: str) -> None:
+        if self._torch_script_model_path:
+            self._torch_script_model_path = path
+        else:
+            self._state_dict_path = path
 
     def load_model(self) -> Any:
         """The module in eval mode on its device, without gradients.
@@ -144,6 +141,7 @@ class PytorchModelHandlerTensor(TorchHandler):
 
         arguments = {name: value for name, value in self._load_model_args.items() if name != "weights_only"}
         with paths.local(path, "TorchScript file") as local:
+            archives.check(path, local, "TorchScript file")
             try:
                 return torch.jit.load(local, **{"map_location": self.device, **arguments})
             except (KitError, MemoryError):

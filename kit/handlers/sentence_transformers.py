@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kit.errors import InvalidSetting
-from kit.handler import ModelHandler
 from kit.handlers import devices, hf_common, paths, results
 from kit.handlers.lengths import text_tokens
 
@@ -19,7 +18,7 @@ CPU_TOKENS = 1024
 GPU_TOKENS = 65536
 
 
-class SentenceTransformerModelHandler(ModelHandler):
+class SentenceTransformerModelHandler(paths.WithModelPath):
     """A SentenceTransformer: each prediction is a float32 numpy array [dimension], equal to ``encode``'s.
 
     Texts of a batch are sorted by their true length in tokens and padded in small groups, which is
@@ -52,24 +51,14 @@ class SentenceTransformerModelHandler(ModelHandler):
         super().__init__(**options)
         if not model_name_or_path:
             raise InvalidSetting(f"model_name_or_path={model_name_or_path!r}: give a model's folder or name.")
-        self._model_name = os.fspath(model_name_or_path)
+        self._model_path = os.fspath(model_name_or_path)
         self._device = devices.check(device)
         self._normalize = bool(normalize_embeddings)
         self._load_model_args = dict(load_model_args or {})
         self.preload = (
             *paths.modules("sentence_transformers", ("sentence_transformers.models",)),
-            *hf_common.preload(self._model_name),
+            *hf_common.preload(self._model_path),
         )
-
-    @property
-    def model_id(self) -> str:
-        """The path or hub name given."""
-        return self._model_name
-
-    def update_model_path(self, model_path: str | os.PathLike[str] | None = None) -> None:
-        """Load from `model_path` next time; None leaves the path as it is."""
-        if model_path:
-            self._model_name = os.fspath(model_path)
 
     def load_model(self) -> Any:
         """The SentenceTransformer in eval mode on its device.
@@ -84,7 +73,7 @@ class SentenceTransformerModelHandler(ModelHandler):
         except ImportError as error:
             raise paths.needs("sentence_transformers", "sentence-transformers") from error
         device = devices.resolve(self._device)
-        with hf_common.opened(self._model_name) as name:
+        with hf_common.opened(self._model_path) as name:
             model = SentenceTransformer(name, device=str(device), **self._load_model_args)
         return model.requires_grad_(False).eval()
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from kit.errors import InvalidSetting, UnsupportedInput, WeightsFileError
-from kit.handler import ModelHandler
 from kit.handlers import paths, results
 
 #: Modules in which most estimators live, so that unpickling one imports nothing more.
@@ -28,7 +27,7 @@ class ModelFileType(enum.Enum):
     JOBLIB = 2
 
 
-class _SklearnModelHandler(ModelHandler):
+class _SklearnModelHandler(paths.WithModelPath):
     _extra_modules: tuple[str, ...] = ()
 
     def __init__(
@@ -47,20 +46,10 @@ class _SklearnModelHandler(ModelHandler):
             raise InvalidSetting(f"model_file_type={model_file_type!r}: give ModelFileType.PICKLE or .JOBLIB.")
         if inference_fn is not None and not callable(inference_fn):
             raise InvalidSetting(f"inference_fn={inference_fn!r}: give a function.")
-        self._model_uri = os.fspath(model_uri)
+        self._model_path = os.fspath(model_uri)
         self._model_file_type = ModelFileType[model_file_type.name]
         self._inference_fn = inference_fn
         self.preload = (*paths.modules("sklearn", _MODULES), *paths.modules("joblib"), *self._extra_modules)
-
-    @property
-    def model_id(self) -> str:
-        """The path given."""
-        return self._model_uri
-
-    def update_model_path(self, model_path: str | os.PathLike[str] | None = None) -> None:
-        """Load from `model_path` next time; None leaves the path as it is."""
-        if model_path:
-            self._model_uri = os.fspath(model_path)
 
     def load_model(self) -> Any:
         """The estimator.
@@ -74,23 +63,23 @@ class _SklearnModelHandler(ModelHandler):
             import sklearn  # noqa: F401
         except ImportError as error:
             raise paths.needs("scikit-learn") from error
-        with paths.local(self._model_uri, "model file") as path:
+        with paths.local(self._model_path, "model file") as path:
             try:
                 model = self._load(path)
             except MemoryError:
                 raise
             except ModuleNotFoundError as error:
                 raise WeightsFileError(
-                    f"The model file {self._model_uri!r} needs the module {error.name!r}, which isn't installed here."
+                    f"The model file {self._model_path!r} needs the module {error.name!r}, which isn't installed here."
                 ) from error
             except Exception as error:
                 raise WeightsFileError(
-                    f"The model file {self._model_uri!r} can't be read as {self._model_file_type.name.lower()}, it may "
-                    f"be corrupt: {type(error).__name__}: {error}"
+                    f"The model file {self._model_path!r} can't be read as {self._model_file_type.name.lower()}, it "
+                    f"may be corrupt: {type(error).__name__}: {error}"
                 ) from error
         if self._inference_fn is None and not callable(getattr(model, "predict", None)):
             raise WeightsFileError(
-                f"The model file {self._model_uri!r} holds a {type(model).__name__}, which has no predict method: "
+                f"The model file {self._model_path!r} holds a {type(model).__name__}, which has no predict method: "
                 "save an estimator, or give inference_fn."
             )
         return model

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kit.errors import InvalidSetting, KitError, WeightsFileError
-from kit.handlers import paths
+from kit.handlers import archives, paths
 
 #: Below this many bytes a plain build and copy is quicker than the checks of the other way.
 LARGE_BYTES = 32 << 20
@@ -25,6 +25,7 @@ def read(path: str, device: Any, load_args: Mapping[str, Any]) -> dict[str, Any]
     with paths.local(path) as local:
         if local.endswith(".safetensors"):
             return _read_safetensors(path, local, device, load_args)
+        archives.check(path, local, "weights file")
         arguments = {"map_location": device, **load_args, "weights_only": True}
         try:
             state = torch.load(local, **arguments)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import InvalidSetting
-from kit.handler import ModelHandler, PredictionResult
-from kit.handlers import devices, results
+from kit.handler import PredictionResult
+from kit.handlers import devices, paths, results
 
 if TYPE_CHECKING:
     import torch
@@ -139,7 +140,7 @@ def make_keyed_tensor_model_fn(model_fn: str) -> InferenceFn:
     return ModelFn(model_fn, keyed=True)
 
 
-class TorchHandler(ModelHandler):
+class TorchHandler(paths.WithModelPath):
     """What handlers of torch models with tensors as examples have in common."""
 
     _keyed = False
@@ -154,10 +155,11 @@ class TorchHandler(ModelHandler):
         self._inference_fn = inference_fn or ModelFn(keyed=self._keyed)
         self._device_name = devices.check(device)
 
-    @property
-    def model_id(self) -> str:
-        """Path or name of the model."""
-        raise NotImplementedError
+    def update_model_path(self, model_path: str | os.PathLike[str] | None = None) -> None:
+        """Load from `model_path` next time; None leaves the path as it is."""
+        super().update_model_path(model_path)
+        if model_path:
+            self._no_single_tensor = False
 
     @property
     def device(self) -> torch.device:
