@@ -13,7 +13,8 @@ from typing import Any, Generic, TypeVar
 from kit import errors
 from kit.engine.local_model import LocalModel
 from kit.engine.requests import Request
-from kit.engine.runner import Outcome, Runner, Trouble, pick
+from kit.engine.runner import Outcome, Runner, pick
+from kit.engine.trouble import Trouble
 
 #: Time between two looks at the clock, seconds: for progress, and to let an interrupt through.
 SLICE_S = 0.2

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kit import batching, errors, inputs, local
-from kit.deployment import Deployment, check_handler, check_platform, deploy
+from kit.checks import check_handler, check_platform
+from kit.deployment import Deployment, deploy
 from kit.engine.requests import Request
 from kit.predictions import Predictions
 from kit.progress import progress

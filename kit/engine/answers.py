@@ -7,7 +7,7 @@ from typing import Any
 
 from kit.engine.lane import Lane
 from kit.engine.requests import Chunk
-from kit.engine.runner import Trouble
+from kit.engine.trouble import Trouble
 from kit.metrics import Counters, LatencySplit
 
 

@@ -16,8 +16,8 @@ from kit.engine import board as fields
 from kit.engine.board import Board
 from kit.engine.ends import Ends
 from kit.engine.protocol import CONFIG, FAILED
-from kit.engine.runner import Trouble
 from kit.engine.transport import Channel
+from kit.engine.trouble import Trouble
 
 HEARTBEAT_S = 0.5
 

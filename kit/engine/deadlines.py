@@ -10,7 +10,7 @@ from kit.engine import board as fields
 from kit.engine.lane import Lane
 from kit.engine.processes import Process
 from kit.engine.requests import Chunk
-from kit.engine.runner import Trouble
+from kit.engine.trouble import Trouble
 
 if TYPE_CHECKING:
     from kit.engine.dispatcher import Dispatcher

@@ -22,7 +22,7 @@ from kit.engine.answers import Answers
 from kit.engine.chunking import Backlog
 from kit.engine.lane import Lane
 from kit.engine.requests import Chunk, Request
-from kit.engine.runner import Trouble
+from kit.engine.trouble import Trouble
 
 #: Below this time a chunk a lane is kept in reserve, so that the worker needn't wait for the next.
 PREFETCH_S = 0.1

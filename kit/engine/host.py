@@ -24,8 +24,8 @@ from kit.engine.ends import Ends
 from kit.engine.loading import load
 from kit.engine.local_model import Computed, LocalModel
 from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, RESULT, RUN, STOP
-from kit.engine.runner import Trouble
 from kit.engine.transport import SPIN_S, Channel, ChannelClosed
+from kit.engine.trouble import Trouble
 
 
 def main(context: Context) -> int:

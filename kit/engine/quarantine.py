@@ -15,8 +15,8 @@ from kit import errors
 from kit.engine.codec import Rows
 from kit.engine.protocol import ARGS, FAILED, FULL_RESULT, ISOLATE, META, RESULT, RUN
 from kit.engine.requests import Chunk
-from kit.engine.runner import Trouble
 from kit.engine.transport import ChannelClosed
+from kit.engine.trouble import Trouble
 from kit.shorten import shorten
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from kit import batching, errors
 from kit.engine.codec import Rows
-from kit.engine.runner import Trouble, pick
+from kit.engine.runner import pick
+from kit.engine.trouble import Trouble
 from kit.handler import PredictionResult
 
 

@@ -8,36 +8,13 @@ quarantine; what differs is `compute`, which calls the model here or asks a mode
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kit import batching, errors
 from kit.engine.codec import Rows, concatenate
 from kit.engine.local_model import Compute, Computed
-
-
-class Trouble(NamedTuple):
-    """An error as it travels: class name of ours, message, traceback text."""
-
-    kind: str
-    message: str
-    trace: str
-
-    @classmethod
-    def of(cls, error: BaseException, what: str = "") -> Trouble:
-        """An error of ours as it is; of any other, an InferenceFailed that says `what` failed."""
-        if isinstance(error, errors.KitError):
-            return cls(type(error).__name__, str(error.args[0]), error.remote_traceback)
-        message = f"{what}: " if what else ""
-        trace = "".join(traceback.format_exception(error))
-        return cls("InferenceFailed", f"{message}{type(error).__name__}: {error}", trace)
-
-    def error(self) -> errors.KitError:
-        """The error to raise."""
-        cls = getattr(errors, self.kind, errors.InferenceFailed)
-        error: errors.KitError = cls(self.message, self.trace)
-        return error
+from kit.engine.trouble import Trouble
 
 
 class Outcome(NamedTuple):

@@ -21,13 +21,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kit.engine import codec
 from kit.engine.arena import ARENA_BYTES, Arena, anonymous_file
+from kit.engine.framing import fds_of, layout
 
 VERSION = 1
 #: How long a short round trip is worth waiting for awake, seconds. Long against a round trip: once one side sleeps,
@@ -120,13 +120,13 @@ class Channel:
         fds: tuple[int, ...],
     ) -> int:
         head, sizes = payload.head, payload.sizes
-        offsets, total = _layout(sizes)
+        offsets, total = layout(sizes)
         small = total + len(head) <= INLINE_BYTES
         if not small and (len(head) > INLINE_BYTES or len(sizes) > MAX_BUFFERS):
             # Long heads and tables travel as the last buffer.
             payload = codec.with_long_head(payload)
             head, sizes = payload.head, payload.sizes
-            offsets, total = _layout(sizes)
+            offsets, total = layout(sizes)
         with self._lock:
             slot, offset, extra = NO_SLOT, 0, -1
             if small:
@@ -207,7 +207,7 @@ class Channel:
             size = self.sock.recv_into(self._buffer, 0, 0 if block else socket.MSG_DONTWAIT)
             if size == 1:
                 size, ancillary, _, _ = self.sock.recvmsg_into([self._buffer], 512, _CLOEXEC)
-                fds = _fds_of(ancillary)
+                fds = fds_of(ancillary)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -254,7 +254,7 @@ class Channel:
             buffers = [whole]
         else:
             sizes = struct.unpack_from(f"<{count}Q", view, HEADER.size)
-            buffers = [whole[start : start + length] for start, length in zip(_layout(sizes)[0], sizes, strict=True)]
+            buffers = [whole[start : start + length] for start, length in zip(layout(sizes)[0], sizes, strict=True)]
         value = codec.decode(coding, head, buffers)
         return Message(kind, flags, request, attempt, stamp, spent, value, fds)
 
@@ -286,22 +286,3 @@ class Channel:
 
 _ANNOUNCE = b"F"
 _CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-
-
-def _layout(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Offsets of buffers laid out one after the other, aligned, and the bytes that they take."""
-    if len(sizes) == 1:
-        return [0], sizes[0]
-    offsets, total = [], 0
-    for size in sizes:
-        offsets.append(total)
-        total += (size + 63) & ~63
-    return offsets, total
-
-
-def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return tuple(fds)

@@ -36,8 +36,9 @@ from kit.engine.protocol import (
     RUN,
     STOP,
 )
-from kit.engine.runner import Outcome, Runner, Trouble
+from kit.engine.runner import Outcome, Runner
 from kit.engine.transport import SPIN_S, Channel, ChannelClosed
+from kit.engine.trouble import Trouble
 
 
 class HostLost(BaseException):
