@@ -55,16 +55,26 @@ def test_killed_workers_and_hosts_cost_nobody_an_answer(mode, monkeypatch):
     with kit.deploy(Doubling(max_batch_size=16), mode=mode, sample=[1]) as deployment:
         with asking(deployment) as (wrong, answered):
             draw = random.Random(0)
+            killed: set[int] = set()
             for turn in range(6):
                 time.sleep(0.3)
-                victims = pids(deployment, "host" if turn % 2 else "worker") or pids(deployment, "worker")
-                if victims:
-                    os.kill(draw.choice(victims), signal.SIGKILL)
-            time.sleep(0.5)
+                until = time.monotonic() + 30
+                victims: list[int] = []
+                while not victims and time.monotonic() < until:
+                    found = pids(deployment, "host" if turn % 2 else "worker") or pids(deployment, "worker")
+                    victims = [pid for pid in found if pid not in killed]
+                    time.sleep(0.01)
+                victim = draw.choice(victims)
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
+            until = time.monotonic() + 30
+            while deployment.counters["deaths"] < 6 and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.3)
         assert wrong == []
         assert min(answered) > 0
         counters = deployment.counters
-        assert counters["deaths"] >= 4
+        assert counters["deaths"] == 6
         assert counters["failed"] == 0
         assert counters["answered"] == counters["accepted"]
         kinds = {event.kind for event in deployment._engine.history.events()}
