@@ -95,7 +95,8 @@ class progress:  # in small letters, as it is used like a function: `with progre
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(failed=error is not None)
+        # A generator that its reader closes hasn't failed.
+        self.close(failed=error is not None and not isinstance(error, GeneratorExit))
 
     def _make(self) -> Any:
         from tqdm.auto import tqdm

@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -52,6 +53,22 @@ def test_failure_leaves_the_bar_in_red(monkeypatch: pytest.MonkeyPatch) -> None:
     last = terminal.getvalue().rstrip("\n").rsplit("\r", 1)[1]
     assert "40/100" in last
     assert "\x1b[38;2;214;39;40m" in last
+
+
+def test_a_stream_closed_by_its_reader_takes_its_bar_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+
+    def stream() -> Iterator[int]:
+        with progress(None, delay_s=0) as bar:
+            while True:
+                bar.update(1)
+                yield bar.n
+
+    reading = stream()
+    assert [next(reading), next(reading)] == [1, 2]
+    reading.close()
+    assert "1 examples" in terminal.getvalue()
+    assert terminal.getvalue().rsplit("\r", 2)[1].strip() == ""
 
 
 def test_an_unknown_total(monkeypatch: pytest.MonkeyPatch) -> None:
