@@ -12,7 +12,7 @@ AS_ROOT = $(if $(filter 0,$(shell id -u)),--allow-root)
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-gpu bench lint clean assets lock
+.PHONY: help demo lab test test-gpu bench lint clean assets browser lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -23,7 +23,7 @@ demo: $(READY) ## serve MiniLM in all four modes; print the comparison and the p
 lab: $(READY) ## open JupyterLab on the first lesson
 	$(PY) -m jupyterlab $(AS_ROOT) notebooks/01_basic_inference.ipynb
 
-test: lint assets ## lint, unit tests and every notebook
+test: lint assets browser ## lint, unit tests, browser tests and every notebook
 	$(PY) -m pytest -m "not gpu"
 	@if [ -n "$(NOTEBOOKS)" ]; then set -x; KIT_FAST=1 $(PY) -m pytest --nbmake --timeout=900 $(NOTEBOOKS); \
 	else echo "No notebook in notebooks/ yet: none was run."; fi
@@ -41,6 +41,9 @@ lint: $(READY) ## ruff and mypy
 
 assets: $(READY) ## fetch the demo models into the cache folder (once)
 	$(PY) -m kit.assets fetch
+
+browser: $(READY) ## find a browser for the tests, or install Chromium (as root, where apt-get is)
+	$(PY) -m tests.browser.find
 
 lock: $(READY) ## write requirements.lock and environment.yml from what .venv holds
 	$(PY) tests/lock.py
