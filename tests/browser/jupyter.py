@@ -110,7 +110,8 @@ def _arguments(port: int, work: Path) -> list[str]:
     }
     return [
         "--no-browser",
-        "--expose-app-in-browser",
+        "--LabApp.expose_app_in_browser=True",
+        "--JupyterNotebookApp.expose_app_in_browser=True",
         *(f"--ServerApp.{name}={value}" for name, value in settings.items()),
     ]
 
@@ -127,7 +128,8 @@ def _environment(folder: Path) -> dict[str, str]:
         (folder / name).mkdir()
     folders = {name: str(folder / place) for name, place in places.items()}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, **folders, "KIT_FAST": "1", "PYTHONPATH": path}
+    # One thread in the kernel itself: two busy pools on the same cores would crawl.
+    return {**os.environ, **folders, "KIT_FAST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def _write_settings(folder: Path, dark: bool) -> None:

@@ -39,6 +39,10 @@ _RUN_CELL = """async (index) => {
   content.deselectAll();
   await window.jupyterapp.commands.execute("notebook:run-cell");
 }"""
+_ADD_CELL = """(source) => {
+  const model = window.jupyterapp.shell.currentWidget.content.model.sharedModel;
+  model.insertCell(model.cells.length, {cell_type: "code", source});
+}"""
 _SHOW_CELL = """async (index) => {
   const content = window.jupyterapp.shell.currentWidget.content;
   content.activeCellIndex = index;
@@ -69,6 +73,12 @@ class NotebookPage:
         self.page.wait_for_selector(".jp-Notebook .jp-Cell")
         if kernel:
             self.server.wait_for_kernel()
+
+    def choose_no_kernel(self) -> None:
+        """Answer the question for a kernel with none."""
+        dialog = self.page.locator(".jp-Dialog")
+        dialog.locator("select").select_option(label="No Kernel")
+        dialog.locator("button.jp-mod-accept").click()
 
     def run_all(self, timeout_s: float = 300.0) -> None:
         """Run every cell through the menu and wait for the last one.
@@ -131,6 +141,11 @@ class NotebookPage:
         self.wait_for(done, timeout_s, f"cell {index} run")
         return text_of(self.cells()[index]["outputs"])
 
+    def add_and_run(self, source: str) -> str:
+        """Add a code cell at the end and run it; returns the text that it printed or showed."""
+        self.page.evaluate(_ADD_CELL, source)
+        return self.run_cell(-1)
+
     def show_cell(self, index: int) -> None:
         """Scroll the cell at `index` to the top of the page."""
         self.page.evaluate(_SHOW_CELL, index)
@@ -182,9 +197,21 @@ def copy_notebook(source: Path, target: Path, *, upto: str | None = None, extra:
         )
         cells = cells[: last + 1]
     if extra is not None:
-        cells.append({**_NEW, "id": "added", "source": extra})
+        cells.append(_code(extra, "added"))
     target.write_text(json.dumps({**notebook, "cells": cells}), encoding="utf-8")
     return len(cells)
 
 
-_NEW: dict[str, Any] = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+def notebook(*sources: str) -> dict[str, Any]:
+    """A notebook of code cells."""
+    return {
+        "cells": [_code(source, f"cell-{at}") for at, source in enumerate(sources)],
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def _code(source: str, name: str) -> dict[str, Any]:
+    cell: dict[str, Any] = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    return {**cell, "id": name, "source": source}

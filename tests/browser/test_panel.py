@@ -1,0 +1,218 @@
+"""The panel in a real browser, used with a mouse: what it says is compared with what the kernel says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import Opened
+from tests.browser.jupyter import ROOT
+from tests.browser.page import NotebookPage, copy_notebook, notebook
+
+LESSON = ROOT / "notebooks" / "02_large_model.ipynb"
+#: The last cell of each notebook here: the kernel's own account of what the page shows.
+ASK = """
+import json
+print(json.dumps({
+    "modes": sorted(set(deployment.stats()["mode"])),
+    "pids": sorted(deployment.stats().pid.tolist()),
+    "rates": list(deployment.history.get("elements_per_s", [])),
+    "seen": sorted(set(deployment.history.get("mode", []))),
+    "failed": deployment.counters["failed"],
+    "text": panel.text(),
+}))
+"""
+#: A panel with nothing around it, for what doesn't need the lesson.
+SMALL = """
+import kit
+from widgets import ServingPanel
+
+tickets = kit.assets.texts("tickets")[:60]
+deployment = kit.deploy(kit.assets.handler("minilm", device="cpu"), mode="default", processes=2)
+panel = ServingPanel(deployment, examples=tickets)
+panel.start_load(20)
+panel
+"""
+START_S, SWITCH_S = 400.0, 90.0
+
+
+class Panel:
+    """The first panel of a page."""
+
+    def __init__(self, page: NotebookPage, cell: int) -> None:
+        self.page = page
+        page.show_cell(cell)
+        self.root = page.locate(".kit-panel").first
+        expect(self.root).to_be_visible()
+
+    def wait_for_mode(self, mode: str) -> None:
+        """Wait until the picture of the topology shows `mode`."""
+        expect(self.root.locator("svg.kit-topology-svg")).to_have_attribute("data-mode", mode, timeout=SWITCH_S * 1000)
+
+    @property
+    def topology(self) -> str:
+        """What the picture says."""
+        return self.root.locator("svg.kit-topology-svg").get_attribute("aria-label") or ""
+
+    @property
+    def pids(self) -> set[str]:
+        """Process ids in the picture."""
+        found: list[str] = self.root.locator("svg [data-pid]").evaluate_all("all => all.map(one => one.dataset.pid)")
+        return set(found)
+
+    def words(self, name: str) -> str:
+        """Text of the part with the class `name`."""
+        return self.root.locator(f".{name}").first.inner_text()
+
+    @property
+    def answered(self) -> int:
+        """How many examples the load has answers to, as the panel says."""
+        words = self.words("kit-load")
+        assert ", 0 failed" in words
+        return int(words.split(":")[1].split()[0].replace(",", ""))
+
+    def wait_for_answers(self, count: int) -> None:
+        """Wait until the load has `count` answers more than now."""
+        start = self.answered
+        self.page.wait_for(lambda: self.answered >= start + count, SWITCH_S, f"{count} answers")
+
+    def picture(self, name: str) -> str:
+        """Address of a plot, a new one each time it is drawn."""
+        return self.root.locator(f"img.{name}").first.get_attribute("src") or ""
+
+    def switch(self, mode: str) -> None:
+        """Choose a mode, look at what it would take, apply, wait until it serves and answers."""
+        before, numbers, plots = self.answered, self.words("kit-memory-text"), self.picture("kit-memory")
+        self.root.locator(".kit-controls label", has_text=f"{mode}:").first.click()
+        expect(self.root.locator(".kit-chosen").first).to_contain_text(f"not applied yet: {mode}")
+        self.root.get_by_role("button", name="Apply").click()
+        self.wait_for_mode(mode)
+        assert self.answered > before, "nothing was answered while the mode was switched"
+        self.wait_for_answers(4)
+        expect(self.root.locator(".kit-answers").first).to_contain_text(f"mode {mode}", timeout=SWITCH_S * 1000)
+        assert self.words("kit-memory-text") != numbers
+        assert self.picture("kit-memory") != plots
+
+
+def ask(page: NotebookPage) -> dict[str, Any]:
+    """Run the last cell."""
+    found: dict[str, Any] = json.loads(page.run_cell(-1))
+    return found
+
+
+def small(work: Path, name: str = "small.ipynb") -> None:
+    """Write the small notebook."""
+    (work / name).write_text(json.dumps(notebook(SMALL, ASK)), encoding="utf-8")
+
+
+@pytest.mark.timeout(900)
+def test_lesson_switches_with_clicks_under_load_and_again_after_a_restart(opened: Opened) -> None:
+    page = opened(height=1300)
+    count = copy_notebook(LESSON, page.server.work / "lesson.ipynb", upto="ServingPanel(deployment", extra=ASK)
+    page.open("lesson.ipynb")
+    page.run_all(START_S)
+    panel = Panel(page, count - 2)
+    panel.wait_for_mode("default")
+    assert panel.topology.count("holds a copy of the model") == 2
+    panel.wait_for_answers(1)
+    page.shot("02-default", ".kit-panel")
+
+    panel.switch("large")
+    page.shot("02-large", ".kit-panel")
+    assert panel.topology.count("holds a copy of the model") == 1
+    assert "host 0: pid" in panel.topology
+    panel.switch("shared")
+    assert "weights segment:" in panel.topology
+    page.shot("02-shared", ".kit-panel")
+
+    said = ask(page)
+    assert said["modes"] == ["shared"]
+    assert said["seen"] == ["default", "large", "shared"]
+    assert "switch: default → large" in said["text"]
+    assert "switch: large → shared" in said["text"]
+    assert {str(pid) for pid in said["pids"]} > panel.pids
+    assert said["failed"] == 0
+    first = next(at for at, rate in enumerate(said["rates"]) if rate)
+    window = said["rates"][first:]
+    # An answer of this model may take a second, so a single second can be without one.
+    assert all(any(window[at : at + 5]) for at in range(len(window) - 4)), window
+    assert page.errors == []
+
+    page.restart_and_run_all(START_S)
+    panel = Panel(page, count - 2)
+    panel.wait_for_mode("default")
+    panel.switch("large")
+    assert ask(page)["modes"] == ["large"]
+    assert page.locate(".kit-panel").count() == 1
+    assert page.errors == []
+
+
+@pytest.mark.timeout(300)
+def test_a_killed_worker_is_replaced_in_the_picture_in_the_dark(opened: Opened) -> None:
+    page = opened(dark=True, height=1300)
+    small(page.server.work)
+    page.open("small.ipynb")
+    page.run_all()
+    panel = Panel(page, 0)
+    panel.wait_for_mode("default")
+    assert page.locate("body").get_attribute("data-jp-theme-light") == "false"
+    panel.wait_for_answers(1)
+    before = panel.pids
+    panel.root.get_by_role("button", name="Kill worker 0").click()
+    page.wait_for(lambda: len(panel.pids) == 2 and panel.pids != before, SWITCH_S, "another pid drawn")
+    panel.wait_for_answers(20)
+    assert "0" in panel.words("kit-failed")
+    panel.switch("shared")
+    page.shot("panel-dark", ".kit-panel")
+    page.shot("panel-dark-page")
+    said = ask(page)
+    assert said["modes"] == ["shared"]
+    assert "death" in said["text"]
+    assert page.errors == []
+
+
+@pytest.mark.timeout(300)
+def test_notebook_7_renders_the_panel(opened: Opened) -> None:
+    page = opened(height=1300)
+    small(page.server.work)
+    page.open("small.ipynb", app="notebook")
+    page.run_all()
+    panel = Panel(page, 0)
+    panel.switch("large")
+    page.shot("panel-notebook-7")
+    assert ask(page)["modes"] == ["large"]
+    assert page.errors == []
+
+
+@pytest.mark.timeout(300)
+def test_a_saved_notebook_without_a_kernel_shows_the_static_twin(opened: Opened) -> None:
+    page = opened(height=1300)
+    small(page.server.work)
+    page.open("small.ipynb")
+    page.run_all()
+    panel = Panel(page, 0)
+    panel.switch("shared")
+    assert not page.locate(".kit-twin").first.is_visible()
+    page.run_cell(-1)
+    page.add_and_run("deployment.close()")
+    page.save()
+
+    saved = page.server.work / "small.ipynb"
+    written = json.loads(saved.read_text(encoding="utf-8"))
+    # A kernel that isn't installed, for a language that none is for: the page asks, and we take none.
+    written["metadata"] = {"kernelspec": {"name": "gone", "display_name": "gone", "language": "gone"}}
+    (page.server.work / "saved.ipynb").write_text(json.dumps(written), encoding="utf-8")
+    page.open("saved.ipynb", kernel=False)
+    page.choose_no_kernel()
+    twin = page.locate(".kit-twin").first
+    expect(twin).to_be_visible()
+    expect(twin).to_contain_text("mode shared")
+    expect(twin).to_contain_text("switch: default → shared")
+    assert twin.locator("img").evaluate("image => image.complete && image.naturalWidth > 300")
+    assert saved.stat().st_size < 300_000
+    page.shot("panel-static-twin")
+    assert len(page.server.kernels()) == 1, "the one of the first page only"
