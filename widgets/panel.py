@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,10 @@ from widgets.load import load_of
 from widgets.race import Lap, race
 from widgets.redraw import Redraw
 from widgets.view import View
+
+#: Set when the interpreter ends: the page has dropped its widgets then, and would complain of each one closed.
+_ending = threading.Event()
+atexit.register(_ending.set)
 
 
 class ServingPanel:
@@ -177,7 +182,8 @@ class ServingPanel:
         self._load.leave()
         self._controller.close()
         self._redraw.end(self._deployment())
-        self._view.close()
+        if not _ending.is_set():
+            self._view.close()
 
     # ---- actions, in the controller's threads ----------------------------------------------------------
 

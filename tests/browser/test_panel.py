@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from playwright.sync_api import expect
 
@@ -110,7 +111,7 @@ def small(work: Path, name: str = "small.ipynb") -> None:
 
 
 @pytest.mark.timeout(900)
-def test_lesson_switches_with_clicks_under_load_and_again_after_a_restart(opened: Opened) -> None:
+def test_the_lesson_switches_with_clicks_under_load(opened: Opened) -> None:
     page = opened(height=1300)
     count = copy_notebook(LESSON, page.server.work / "lesson.ipynb", upto="ServingPanel(deployment", extra=ASK)
     page.open("lesson.ipynb")
@@ -142,11 +143,26 @@ def test_lesson_switches_with_clicks_under_load_and_again_after_a_restart(opened
     assert all(any(window[at : at + 5]) for at in range(len(window) - 4)), window
     assert page.errors == []
 
-    page.restart_and_run_all(START_S)
-    panel = Panel(page, count - 2)
-    panel.wait_for_mode("default")
+
+@pytest.mark.timeout(300)
+def test_after_a_kernel_restart_the_panel_works_again_and_the_old_processes_are_gone(opened: Opened) -> None:
+    page = opened(height=1300)
+    small(page.server.work)
+    page.open("small.ipynb")
+    page.run_all()
+    panel = Panel(page, 0)
     panel.switch("large")
-    assert ask(page)["modes"] == ["large"]
+    before = panel.pids
+    page.restart_and_run_all()
+    panel = Panel(page, 0)
+    panel.wait_for_mode("default")
+    assert not panel.pids & before
+    page.wait_for(lambda: not any(psutil.pid_exists(int(pid)) for pid in before), 30, "old processes gone")
+    for mode in ("large", "shared"):
+        panel.switch(mode)
+    said = ask(page)
+    assert said["modes"] == ["shared"]
+    assert said["failed"] == 0
     assert page.locate(".kit-panel").count() == 1
     assert page.errors == []
 
