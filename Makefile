@@ -23,9 +23,10 @@ demo: $(READY) ## serve MiniLM in all four modes; print the comparison and the p
 lab: $(READY) ## open JupyterLab on the first lesson
 	$(PY) -m jupyterlab $(AS_ROOT) notebooks/01_basic_inference.ipynb
 
+# One thread in the notebooks' own process: beside busy workers a pool on the same cores crawls.
 test: lint assets browser ## lint, unit tests, browser tests and every notebook
 	$(PY) -m pytest -m "not gpu"
-	@if [ -n "$(NOTEBOOKS)" ]; then set -x; KIT_FAST=1 $(PY) -m pytest --nbmake --timeout=900 $(NOTEBOOKS); \
+	@if [ -n "$(NOTEBOOKS)" ]; then set -x; KIT_FAST=1 OMP_NUM_THREADS=1 $(PY) -m pytest --nbmake --timeout=900 $(NOTEBOOKS); \
 	else echo "No notebook in notebooks/ yet: none was run."; fi
 
 test-gpu: $(READY) ## the tests that need a GPU

@@ -9,16 +9,14 @@ from tests.browser.jupyter import ROOT
 from tests.browser.page import copy_notebook
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_basic_inference(opened: Opened, dark: bool) -> None:
-    page = opened(dark=dark)
+@pytest.mark.timeout(600)
+def test_basic_inference(opened: Opened) -> None:
+    page = opened()
     count = copy_notebook(ROOT / "notebooks" / "01_basic_inference.ipynb", page.server.work / "lesson.ipynb")
     page.open("lesson.ipynb")
-    page.run_all()
-    name = "dark" if dark else "light"
+    page.run_all(500)
     for number, index in enumerate(range(0, count, 3)):
         page.show_cell(index)
         page.page.wait_for_timeout(300)
-        page.shot(f"01-{name}-{number:02}")
+        page.shot(f"01-{number:02}")
     assert page.errors == []
