@@ -144,6 +144,10 @@ class NotebookPage:
         self.wait_for(done, timeout_s, f"cell {index} run")
         return text_of(self.cells()[index]["outputs"])
 
+    def printed(self, index: int) -> str:
+        """What the cell at `index` shows as text."""
+        return text_of(self.cells()[index]["outputs"])
+
     def add_and_run(self, source: str) -> str:
         """Add a code cell at the end and run it; returns the text that it printed or showed."""
         self.page.evaluate(_ADD_CELL, source)

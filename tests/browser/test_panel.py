@@ -101,7 +101,10 @@ class Panel:
 
 def ask(page: NotebookPage) -> dict[str, Any]:
     """Run the last cell."""
-    found: dict[str, Any] = json.loads(page.run_cell(-1))
+    page.run_cell(-1)
+    # Notebook 7 may call a cell run before its output is there.
+    page.wait_for(lambda: page.printed(-1).endswith("\n"), 60, "the kernel's answer")
+    found: dict[str, Any] = json.loads(page.printed(-1))
     return found
 
 
