@@ -13,8 +13,7 @@ import pytest
 import torch
 
 import kit
-from kit import errors
-from kit.engine import weights
+from kit import errors, model_bytes
 from kit.memory import process_memory, segment_memory
 from tests.models import Doubling, Wide
 
@@ -249,8 +248,8 @@ def test_measuring_counts_tied_storages_once():
     layer = torch.nn.Linear(256, 256, bias=False)
     other = torch.nn.Linear(256, 256, bias=False)
     other.weight = layer.weight
-    one = weights.measure(torch.nn.Sequential(layer))
-    both = weights.measure(torch.nn.Sequential(layer, other))
+    one = model_bytes.measure(torch.nn.Sequential(layer))
+    both = model_bytes.measure(torch.nn.Sequential(layer, other))
     assert one >= 256 * 256 * 4
     assert both - one < 4096
 

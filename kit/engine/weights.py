@@ -21,15 +21,13 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import cloudpickle
 import numpy as np
 
 from kit.engine.arena import anonymous_file
 from kit.engine.codec import aligned
+from kit.model_bytes import BufferPickler, address, pickled
 
 SEGMENT_NAME = "kit-weights"
-#: Smaller numpy buffers stay in the pickle: a mapping entry would cost more than it saves.
-SMALL_BYTES = 1024
 _MADV_POPULATE_READ = 22
 
 
@@ -54,85 +52,20 @@ class Segment(NamedTuple):
         return sum({block.offset: block.size for block in (*self.storages, *self.buffers) if block.size}.values())
 
 
-class _Pickler(cloudpickle.Pickler):
-    """Collects torch storages and numpy buffers in place of pickling them."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=5, buffer_callback=self._take_buffer)
-        self.storages: list[Any] = []
-        self.buffers: list[memoryview] = []
-        #: order in which storages were met, as indices: equal for equal structures and ties
-        self.trail: list[int] = []
-        self._known: dict[tuple[int, int], int] = {}
-        self._torch = sys.modules.get("torch")
-
-    def persistent_id(self, obj: Any) -> Any:
-        torch = self._torch
-        if torch is None or not isinstance(obj, (torch.storage.TypedStorage, torch.UntypedStorage)):
-            return None
-        typed = isinstance(obj, torch.storage.TypedStorage)
-        storage = obj._untyped_storage if typed else obj
-        if storage.device.type != "cpu":
-            raise pickle.PicklingError(f"a tensor lies on {storage.device}, and only CPU memory can be mapped")
-        key = (storage.data_ptr(), storage.nbytes())
-        # Empty storages have no address of their own.
-        index = self._known.get(key) if key[1] else None
-        if index is None:
-            index = len(self.storages)
-            self.storages.append(storage)
-            self._known[key] = index
-        self.trail.append(index)
-        return (index, str(obj.dtype).removeprefix("torch.") if typed else None)
-
-    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < SMALL_BYTES:
-            return True
-        self.buffers.append(raw)
-        return False
-
-
-def _pickled(model: Any, kind: type[_Pickler] = _Pickler) -> tuple[bytes, _Pickler]:
-    file = io.BytesIO()
-    pickler = kind(file)
-    pickler.dump(model)
-    return file.getvalue(), pickler
-
-
-def measure(model: Any) -> int | None:
-    """Bytes of a loaded model: storages and buffers, each once, and its pickled rest; None if it can't be pickled."""
-    try:
-        head, pickler = _pickled(model, _AnyDevice)
-    except Exception:
-        return None
-    buffers = {(_address(raw), raw.nbytes) for raw in pickler.buffers}
-    return len(head) + sum(int(s.nbytes()) for s in pickler.storages) + sum(size for _, size in buffers)
-
-
-class _AnyDevice(_Pickler):
-    def persistent_id(self, obj: Any) -> Any:
-        try:
-            return super().persistent_id(obj)
-        except pickle.PicklingError:
-            storage = getattr(obj, "_untyped_storage", obj)
-            self.storages.append(storage)
-            return (len(self.storages) - 1, None)
-
-
-def publish(model: Any) -> tuple[int, Segment, _Pickler]:
+def publish(model: Any) -> tuple[int, Segment, BufferPickler]:
     """Write a model into a new sealed segment; returns its descriptor, the recipe, and what `check` compares with.
 
     Raises:
         Exception: whatever pickling the model raises.
     """
-    head, pickler = _pickled(model)
+    head, pickler = pickled(model)
     sources = [(_bytes_of(storage), "storage") for storage in pickler.storages]
     sources += [(raw, "buffer") for raw in pickler.buffers]
     placed: dict[tuple[int, int], Block] = {}
     blocks: dict[str, list[Block]] = {"storage": [], "buffer": []}
     size = 0
     for raw, kind in sources:
-        key = (_address(raw), raw.nbytes)
+        key = (address(raw), raw.nbytes)
         block = placed.get(key) if raw.nbytes else None
         if block is None:
             block = placed[key] = Block(size, raw.nbytes)
@@ -190,12 +123,12 @@ def attach_segment(fd: int, segment: Segment) -> tuple[Any, dict[str, Any]]:
     return model, {"load_s": load_s, "weights_bytes": segment.weights_bytes, "private_bytes": private}
 
 
-def check(ours: _Pickler, rebuilt: Any) -> str | None:
+def check(ours: BufferPickler, rebuilt: Any) -> str | None:
     """Compare a published model with its rebuilt twin byte for byte; returns what differs, or None.
 
     Storages must be equal, met in the same order (so ties and views are kept), and lie elsewhere.
     """
-    _, theirs = _pickled(rebuilt)
+    _, theirs = pickled(rebuilt)
     if theirs.trail != ours.trail:
         return "tied or shared tensors come back in another arrangement"
     for number, (one, other) in enumerate(zip(ours.storages, theirs.storages, strict=True)):
@@ -229,10 +162,6 @@ def _bytes_of(storage: Any) -> memoryview:
         return memoryview(b"")
     tensor = torch.empty(0, dtype=torch.uint8).set_(storage)
     return memoryview(tensor.numpy())
-
-
-def _address(raw: memoryview) -> int:
-    return int(np.frombuffer(raw, dtype=np.uint8).__array_interface__["data"][0]) if raw.nbytes else 0
 
 
 def _equal_bytes(one: memoryview, other: memoryview) -> bool:

@@ -1,0 +1,285 @@
+"""The model manager: loads models when they are asked for, and evicts them under a budget in bytes.
+
+    acquire(name) --resident--> Lease
+         |--loading--> wait for that load (one at a time a model) --> Lease
+         '--not there--> wait for room (room.py) --> load, without any lock --> Lease
+
+The manager has one lock, for its books. Loading, moving and giving memory back happen outside it, in the
+thread that needs the room, so that nobody who asks for a resident model waits for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+from kit import errors
+from kit.manager.device import Device
+from kit.manager.entry import HOST_TIER, LOADING, RESIDENT, Entry, Lease
+from kit.manager.hosttier import HostTier
+from kit.manager.policy import make
+from kit.manager.room import Room
+from kit.manager.sweep import Sweeper
+from kit.manager.traffic import Event, Traffic
+from kit.sizes import format_bytes, parse_bytes
+
+
+class ModelManager:
+    """Models by name, as many of them loaded as the budget allows.
+
+    Args:
+        load: called with a name, returns the model. Several names may be loaded at once, in several threads.
+        budget: bytes, or text such as "2GiB", that loaded models may take together; None for no limit. With a
+            `device` these are the device's bytes.
+        size_of: called with a name, returns the model's bytes before it is loaded, None where it doesn't know.
+        measure: called with a loaded model, returns its bytes; None where it doesn't know.
+        policy: "cost", "lru", "gdsf", or an object like those of `kit.manager.policy`.
+        max_models: models loaded at once at most, None for no limit.
+        keep_alive: seconds after which a model that nobody uses is unloaded, None for never.
+        hysteresis: a model in demand is kept for this many times its load seconds.
+        patience_s: how long a load may wait for room while requests for resident models overtake it.
+        backoff_s: time before a failed load is tried again; doubles with each failure in a row.
+        device: where models compute if that isn't host memory; evicted models then go to a tier in host memory.
+        host_budget: bytes of that tier; None for no limit, 0 for no tier.
+        clock: monotonic seconds.
+
+    Raises:
+        InvalidSetting: a value that can't work.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Hashable], Any],
+        *,
+        budget: int | float | str | None = None,
+        size_of: Callable[[Hashable], int | None] = lambda name: None,
+        measure: Callable[[Any], int | None] | None = None,
+        policy: Any = "cost",
+        max_models: int | None = None,
+        keep_alive: float | None = None,
+        hysteresis: float = 1.0,
+        patience_s: float = 5.0,
+        backoff_s: float = 1.0,
+        device: Device | None = None,
+        host_budget: int | float | str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if max_models is not None and (isinstance(max_models, bool) or int(max_models) != max_models or max_models < 1):
+            raise errors.InvalidSetting(f"max_models={max_models!r}: give a whole number of at least 1, or None.")
+        for name, value, least in (("hysteresis", hysteresis, 0), ("patience_s", patience_s, 0)):
+            if not value >= least:
+                raise errors.InvalidSetting(f"{name}={value!r}: give a number of at least {least}.")
+        if keep_alive is not None and not keep_alive > 0:
+            raise errors.InvalidSetting(f"keep_alive={keep_alive!r}: give seconds above 0, or None.")
+        chosen = make(policy)
+        room = Room(chosen, parse_bytes(budget), max_models, hysteresis, patience_s)
+        tier = HostTier(device, 0 if host_budget == 0 else parse_bytes(host_budget, "host_budget"), chosen)
+        self._traffic = Traffic(load, size_of, measure, chosen, room, tier, backoff_s, clock)
+        self._changed = self._traffic.changed
+        self._room = room
+        self._entries: dict[Hashable, Entry] = {}
+        self._sweeper = None if keep_alive is None else Sweeper(self, keep_alive)
+
+    # ---- leases ------------------------------------------------------------------------------
+
+    def acquire(self, name: Hashable, timeout: float | None = None) -> Lease:
+        """A lease of the model `name`, which is loaded first where it isn't; use it in a ``with``.
+
+        Args:
+            timeout: seconds to wait for room, or for a load by another thread; None for as long as it takes. A load
+                that this call itself has started isn't cut short.
+
+        Raises:
+            BudgetExceeded: the model is larger than the budget. ModelLoadFailed: its load failed, or did so a
+            moment ago and isn't tried again yet. DeadlineExceeded: `timeout` passed. DeploymentClosed.
+        """
+        traffic = self._traffic
+        until = None if timeout is None else traffic.clock() + timeout
+        with self._changed:
+            self._entry(name).requests += 1
+            traffic.policy.used(name)
+            while True:
+                traffic.raise_if_closed()
+                entry = self._entry(name)
+                if entry.ready:
+                    entry.hits += 1
+                    return self._lease(entry, loaded=False)
+                if not (entry.state in (LOADING, RESIDENT) or entry.leaving):
+                    traffic.raise_if_failing(entry)
+                    traffic.fetch(entry, until)
+                    return self._lease(entry, loaded=True)
+                flight = entry.flight
+                traffic.wait(until, f"the model of {name!r}")
+                if flight.done and flight.error is not None:
+                    raise flight.error.copy()
+
+    def _lease(self, entry: Entry, *, loaded: bool) -> Lease:
+        entry.note_use(self._traffic.clock())
+        entry.leases += 1
+        return Lease(self, entry, loaded)
+
+    def _release(self, entry: Entry) -> None:
+        with self._changed:
+            entry.leases -= 1
+            entry.used_at = self._traffic.clock()
+            if entry.leases:
+                return
+            if entry.closing and entry.idle:
+                self._traffic.evict([entry], keep=not entry.unwanted)
+            elif self._room.over_bytes:
+                self._traffic.evict(self._room.shrink())
+            self._changed.notify_all()
+
+    def _entry(self, name: Hashable) -> Entry:
+        entry = self._entries.get(name)
+        if entry is None:
+            entry = self._entries[name] = Entry(name)
+        return entry
+
+    # ---- what users ask for ------------------------------------------------------------------
+
+    def preload(self, names: Iterable[Hashable], timeout: float | None = None) -> None:
+        """Load models before they are asked for; what doesn't fit beside the others evicts the worth least.
+
+        `timeout` and errors are those of `acquire`, for each of them.
+        """
+        for name in names:
+            self.acquire(name, timeout).release()
+
+    def pin(self, names: Iterable[Hashable], timeout: float | None = None) -> None:
+        """Load models and never evict them, until `unpin`.
+
+        Raises:
+            BudgetExceeded: the pinned models don't fit the budget together.
+        """
+        for name in names:
+            with self.acquire(name, timeout), self._changed:
+                entry = self._entry(name)
+                entry.pinned = True
+                try:
+                    self._room.check_fits(entry)
+                except errors.BudgetExceeded:
+                    entry.pinned = False
+                    raise
+                entry.closing = False  # whoever wanted it to go has to look for another
+
+    def unpin(self, names: Iterable[Hashable]) -> None:
+        """Let pinned models be evicted again."""
+        with self._changed:
+            for name in names:
+                self._entry(name).pinned = False
+            self._traffic.evict(self._room.shrink())
+            self._changed.notify_all()
+
+    def unload(self, names: Iterable[Hashable]) -> None:
+        """Unload models, out of the host tier too: now, or as soon as nobody uses them; pins are lifted."""
+        with self._changed:
+            for name in names:
+                entry = self._entries.get(name)
+                if entry is not None:
+                    self._take_away(entry)
+
+    def forget(self, names: Iterable[Hashable]) -> None:
+        """Unload models whose next load gives another version: who uses the old one keeps it, all others get the new.
+
+        A load that is under way is finished for those who wait for it, and dropped then.
+        """
+        with self._changed:
+            for name in names:
+                entry = self._entries.pop(name, None)
+                if entry is not None:
+                    entry.retired = True
+                    self._take_away(entry)
+
+    def _take_away(self, entry: Entry) -> None:
+        entry.pinned = False
+        if entry.state in (RESIDENT, LOADING):
+            entry.closing = entry.unwanted = True
+            if entry.idle:
+                self._traffic.evict([entry], keep=False)
+        elif entry.state == HOST_TIER:
+            self._traffic.drop_from_tier(entry)
+        self._changed.notify_all()
+
+    def resize(self, budget: int | float | str | None) -> None:
+        """Change the budget, live. Models over it go now, those in use as soon as they are released.
+
+        Raises:
+            BudgetExceeded: pinned models alone take more.
+        """
+        wanted = parse_bytes(budget)
+        with self._changed:
+            pinned = self._room.pinned_bytes()
+            if wanted is not None and pinned > wanted:
+                raise errors.BudgetExceeded(
+                    f"the pinned models take {format_bytes(pinned)}, and the new memory budget is "
+                    f"{format_bytes(wanted)}: unpin some first."
+                )
+            self._room.budget = wanted
+            self._traffic.evict(self._room.shrink())
+            self._changed.notify_all()
+
+    def sweep(self, idle_s: float) -> float | None:
+        """Unload models that nobody has used for `idle_s` seconds; seconds until the next is due, None when none is."""
+        with self._changed:
+            now = self._traffic.clock()
+            left = []
+            for entry in list(self._entries.values()):
+                if entry.idle or entry.state == HOST_TIER:
+                    unused_s = now - (entry.used_at or now)
+                    if unused_s >= idle_s:
+                        self._take_away(entry)
+                    else:
+                        left.append(idle_s - unused_s)
+            return min(left, default=None)
+
+    def close(self) -> None:
+        """Unload all models, those in use as soon as they are released; later requests fail. Idempotent."""
+        with self._changed:
+            self._traffic.closed = True
+            for entry in list(self._entries.values()):
+                self._take_away(entry)
+        if self._sweeper is not None:
+            self._sweeper.stop()
+
+    # ---- looking -----------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that loaded models may take together, None for no limit."""
+        return self._room.budget
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of loaded models, and those reserved for loads under way."""
+        return self._room.used_bytes
+
+    @property
+    def overshoot_bytes(self) -> int:
+        """Most bytes ever above the budget: by a model whose size wasn't known, or was said to be less."""
+        return self._room.overshoot_bytes
+
+    def resident(self, name: Hashable) -> bool:
+        """True when a request for `name` would be answered without loading."""
+        with self._changed:
+            entry = self._entries.get(name)
+            return entry is not None and entry.ready
+
+    @property
+    def events(self) -> list[Event]:
+        """The last 1,000 loads, moves, evictions and failures, oldest first."""
+        with self._changed:
+            return list(self._traffic.events)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict for each model that was ever asked for, the worth most first.
+
+        name; state ("loading", "resident", "host tier", "evicted", "failed"); size_bytes (None before it is known);
+        hits, requests, loads, evictions; load_s (last), load_total_s; idle_s since it was last used (None: never);
+        score (the policy's, higher is kept longer); in_use (leases); pinned; error (text, None where none).
+        """
+        with self._changed:
+            now, score = self._traffic.clock(), self._traffic.policy.score
+            found = [entry.row(now, score(entry.name)) for entry in self._entries.values()]
+        return sorted(found, key=lambda row: -row["score"])

@@ -1,0 +1,138 @@
+"""What the manager knows of one model, and the lease that keeps it from being evicted."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from kit.errors import KitError
+    from kit.manager.core import ModelManager
+
+LOADING, RESIDENT, HOST_TIER, EVICTED, FAILED = "loading", "resident", "host tier", "evicted", "failed"
+
+
+class Flight:
+    """One attempt at loading a model, which all who ask for it meanwhile wait for."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.error: KitError | None = None  # of the load itself; what befell its first asker is no one else's
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A model by its name; the manager's lock guards all of it.
+
+    Attributes:
+        model: the loaded model, on its device when `state` is resident, in host memory in the host tier.
+        size_bytes: bytes as measured at the last load, else as estimated; None when nothing is known.
+        reserved_bytes: set aside for a load under way.
+        alone: its load was started without knowing its size, so no other may run beside it.
+        load_s: seconds of the last load; move_s: of the last move from the host tier to the device.
+        leases: users at this moment.
+        leaving: its memory is being given back; the bytes count until that is done.
+        closing: takes no new leases, so that it becomes idle and can go.
+        gap_s: seconds between uses since it was loaded, smoothed; None before the second.
+        retry_at: monotonic seconds before which a failed load isn't tried again.
+        retired: another version took its name; it goes with its last lease.
+        unwanted: it was unloaded on request, so it doesn't go to the host tier.
+    """
+
+    name: Hashable
+    state: str = EVICTED
+    model: Any = None
+    size_bytes: int | None = None
+    reserved_bytes: int = 0
+    alone: bool = False
+    load_s: float = 0.0
+    move_s: float | None = None
+    load_total_s: float = 0.0
+    leases: int = 0
+    hits: int = 0
+    requests: int = 0
+    loads: int = 0
+    evictions: int = 0
+    used_at: float | None = None
+    loaded_at: float = 0.0
+    gap_s: float | None = None
+    pinned: bool = False
+    leaving: bool = False
+    closing: bool = False
+    retired: bool = False
+    unwanted: bool = False
+    failures: int = 0
+    retry_at: float = 0.0
+    error: KitError | None = None
+    flight: Flight = field(default_factory=Flight)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that count against the budget now."""
+        return (self.size_bytes or 0) if self.state == RESIDENT else self.reserved_bytes
+
+    @property
+    def idle(self) -> bool:
+        """True when it is resident and may go: nobody uses it, and it isn't pinned or going already."""
+        return self.state == RESIDENT and not self.leases and not self.pinned and not self.leaving
+
+    @property
+    def ready(self) -> bool:
+        """True when a lease can be had at once."""
+        return self.state == RESIDENT and not (self.closing or self.leaving)
+
+    def row(self, now: float, score: float) -> dict[str, Any]:
+        """The columns of `ModelManager.rows`."""
+        return {
+            "name": self.name,
+            "state": self.state,
+            "size_bytes": self.size_bytes,
+            "hits": self.hits,
+            "requests": self.requests,
+            "loads": self.loads,
+            "evictions": self.evictions,
+            "load_s": self.load_s,
+            "load_total_s": self.load_total_s,
+            "idle_s": None if self.used_at is None else max(0.0, now - self.used_at),
+            "score": score,
+            "in_use": self.leases,
+            "pinned": self.pinned,
+            "error": None if self.error is None else str(self.error.args[0]),
+        }
+
+    def note_use(self, now: float) -> None:
+        """Remember when it was asked for, and how long after the time before."""
+        if self.used_at is not None and self.used_at >= self.loaded_at:
+            gap = now - self.used_at
+            self.gap_s = gap if self.gap_s is None else 0.7 * self.gap_s + 0.3 * gap
+        self.used_at = now
+
+
+class Lease:
+    """The right to use a loaded model: it isn't evicted until `release`, which the end of a ``with`` calls.
+
+    Attributes:
+        model: the model; None after the release.
+        loaded: True when this lease's request had to load or move the model.
+    """
+
+    __slots__ = ("_entry", "_manager", "loaded", "model")
+
+    def __init__(self, manager: ModelManager, entry: Entry, loaded: bool) -> None:
+        self._manager = manager
+        self._entry: Entry | None = entry
+        self.model = entry.model
+        self.loaded = loaded
+
+    def release(self) -> None:
+        """Let the model go; idempotent."""
+        entry, self._entry, self.model = self._entry, None, None
+        if entry is not None:
+            self._manager._release(entry)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()

@@ -1,0 +1,213 @@
+"""Room for loads: who goes, who waits, and for how long.
+
+Loads that need room stand in a line. The first in the line has idle models evicted; others may go before
+it as long as they fit without. Two things hold an eviction back, and both end:
+
+- hysteresis: a model that was just loaded and is in demand stays for as long as its load took, so that two
+  models which don't fit together don't do nothing but load;
+- leases: a model in use is never evicted. Requests for resident models go on while a load waits, but once
+  it has waited `patience_s`, the models that must go take no new leases.
+
+So a load waits `patience_s` at most, then the longest lease that is held, then the loads before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING
+
+from kit import errors
+from kit.manager import policy as policies
+from kit.manager.entry import RESIDENT, Entry
+from kit.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from kit.manager.policy import Policy
+
+#: A model is in demand until it wasn't asked for over this many times the usual gap between requests.
+GAPS = 4.0
+#: The same before there is a usual gap, as a share of its load seconds.
+GRACE = 0.05
+
+
+class Ticket:
+    """A load's place in the line."""
+
+    def __init__(self, entry: Entry, since: float) -> None:
+        self.entry = entry
+        self.since = since
+        self.evicting = False
+        self.closed: list[Entry] = []  # models told to take no new leases on its behalf
+
+
+class Room:
+    """Books of the bytes; every method is called with the manager's lock held.
+
+    Attributes:
+        budget: bytes, None for no limit; most: models, None for no limit.
+        used_bytes: of resident models, of those that are leaving, and reserved for loads.
+        overshoot_bytes: most that was ever used above the budget, by models whose size wasn't known.
+    """
+
+    def __init__(
+        self, policy: Policy, budget: int | None, most: int | None, hysteresis: float, patience_s: float
+    ) -> None:
+        self.policy = policy
+        self.budget = budget
+        self.most = most
+        self.hysteresis = hysteresis
+        self.patience_s = patience_s
+        self.used_bytes = 0
+        self.overshoot_bytes = 0
+        self.present: dict[Entry, None] = {}  # resident, leaving or loading
+        self.loading = 0
+        self.line: list[Ticket] = []
+        self._sizes: list[int] = []  # of the models loaded last, for a guess at the next
+
+    # ---- books -------------------------------------------------------------------------------
+
+    def reserve(self, entry: Entry) -> None:
+        """Set bytes aside for a load."""
+        entry.alone = entry.size_bytes is None
+        entry.reserved_bytes = self.expected_bytes(entry)
+        self.used_bytes += entry.reserved_bytes
+        self.present[entry] = None
+        self.loading += 1
+
+    def cancel(self, entry: Entry) -> None:
+        """Give back what was set aside for a load that came to nothing."""
+        self.used_bytes -= entry.reserved_bytes
+        entry.reserved_bytes, entry.alone = 0, False
+        self.present.pop(entry, None)
+        self.loading -= 1
+
+    def settle(self, entry: Entry, size_bytes: int) -> None:
+        """Put the measured size of a loaded model in the place of what was reserved."""
+        self.used_bytes += size_bytes - entry.reserved_bytes
+        entry.size_bytes, entry.reserved_bytes, entry.alone = size_bytes, 0, False
+        self.loading -= 1
+        self._sizes = [*self._sizes[-31:], size_bytes]
+        self.overshoot_bytes = max(self.overshoot_bytes, self.over_bytes)
+
+    def gone(self, entry: Entry) -> None:
+        """A resident model's memory was given back."""
+        self.used_bytes -= entry.size_bytes or 0
+        self.present.pop(entry, None)
+
+    @property
+    def over_bytes(self) -> int:
+        """Bytes above the budget, 0 when within."""
+        return 0 if self.budget is None else max(0, self.used_bytes - self.budget)
+
+    def expected_bytes(self, entry: Entry) -> int:
+        """Bytes to set aside for a load: its size, or the typical one when that isn't known."""
+        if entry.size_bytes is not None:
+            return entry.size_bytes
+        guess = sorted(self._sizes)[len(self._sizes) // 2] if self._sizes else 0
+        return guess if self.budget is None else max(0, min(guess, self.budget - self.pinned_bytes(entry)))
+
+    def pinned_bytes(self, but: Entry | None = None) -> int:
+        """Bytes of pinned models, `but` one."""
+        return sum(entry.held_bytes for entry in self.present if entry.pinned and entry is not but)
+
+    def check_fits(self, entry: Entry) -> None:
+        """Raise BudgetExceeded when a model couldn't be loaded if all others went, with both numbers."""
+        if self.budget is None or entry.size_bytes is None:
+            return
+        pinned = self.pinned_bytes(entry)
+        if entry.size_bytes + pinned <= self.budget:
+            return
+        beside = f" and {format_bytes(pinned)} of it are pinned" if pinned else ""
+        raise errors.BudgetExceeded(
+            f"the model of {entry.name!r} takes {format_bytes(entry.size_bytes)} ({entry.size_bytes:,} bytes), the "
+            f"memory budget is {format_bytes(self.budget)} ({self.budget:,} bytes){beside}. Raise memory_budget, "
+            f"{'unpin a model, ' if pinned else ''}or take a smaller model."
+        )
+
+    # ---- the line ----------------------------------------------------------------------------
+
+    def may_reserve(self, ticket: Ticket, now: float) -> bool:
+        """True when the ticket's load can start as things are."""
+        if any(entry.alone for entry in self.present):
+            return False
+        if ticket.entry.size_bytes is None and self.loading:
+            return False
+        head = self.line[0]
+        if ticket is not head and (head.evicting or now - head.since >= self.patience_s):
+            return False
+        return not any(self._short(ticket.entry))
+
+    def to_evict(self, ticket: Ticket, now: float) -> list[Entry]:
+        """Idle models that have to go for the ticket's load; empty when it must wait first."""
+        if ticket is not self.line[0]:
+            return []
+        impatient = now - ticket.since >= self.patience_s
+        if impatient:
+            self._close(ticket)
+        short, too_many = self._short(ticket.entry)
+        closing = [entry for entry in self.present if entry.closing and entry.idle]
+        if closing:
+            return closing
+        free = [entry for entry in self.present if entry.idle and (impatient or not self._protected(entry, now))]
+        return self._choose(free, short, too_many)
+
+    def _close(self, ticket: Ticket) -> None:
+        """Choose who must go for an impatient load, among models in use too, and let them take no new leases."""
+        short, too_many = self._short(ticket.entry)
+        already = [entry for entry in self.present if entry.closing]
+        short -= sum(entry.held_bytes for entry in already)
+        too_many -= len(already)
+        movable = [
+            entry
+            for entry in self.present
+            if entry.state == RESIDENT and not (entry.pinned or entry.leaving or entry.closing)
+        ]
+        for entry in self._choose(movable, short, too_many):
+            entry.closing = True
+            ticket.closed.append(entry)
+
+    def shrink(self) -> list[Entry]:
+        """Idle models that have to go because more is used than the budget allows."""
+        short = self.over_bytes - sum(entry.held_bytes for entry in self.present if entry.leaving)
+        too_many = 0 if self.most is None else len(self.present) - self.most
+        too_many -= sum(entry.leaving for entry in self.present)
+        idle = [entry for entry in self.present if entry.idle]
+        return self._choose(idle, short, too_many, all_or_none=False)
+
+    def wakes_at(self, ticket: Ticket, now: float) -> float | None:
+        """When the clock alone may let the ticket's load go on, monotonic seconds."""
+        times = [ticket.since + self.patience_s]
+        if ticket is self.line[0]:
+            times += [self._protected_until(entry) for entry in self.present if entry.idle]
+        ahead = [at for at in times if at > now]
+        return min(ahead) if ahead else None
+
+    def _short(self, entry: Entry) -> tuple[int, int]:
+        """Bytes and models that have to go before the load can start; neither is below 0."""
+        need = 0 if self.budget is None else self.used_bytes + self.expected_bytes(entry) - self.budget
+        too_many = 0 if self.most is None else len(self.present) + 1 - self.most
+        return max(0, need), max(0, too_many)
+
+    def _choose(
+        self, candidates: Iterable[Entry], short: int, too_many: int, *, all_or_none: bool = True
+    ) -> list[Entry]:
+        by_name: dict[Hashable, Entry] = {entry.name: entry for entry in candidates}
+        chosen: list[Hashable] = []
+        if short > 0:
+            chosen = policies.victims(self.policy, [(n, e.size_bytes or 0) for n, e in by_name.items()], short)
+        if len(chosen) < too_many:
+            left = sorted((name for name in by_name if name not in chosen), key=self.policy.score)
+            chosen += left[: too_many - len(chosen)]
+        found = [by_name[name] for name in chosen]
+        enough = sum(entry.size_bytes or 0 for entry in found) >= short and len(found) >= too_many
+        return found if enough or not all_or_none else []
+
+    def _protected(self, entry: Entry, now: float) -> bool:
+        return now < self._protected_until(entry)
+
+    def _protected_until(self, entry: Entry) -> float:
+        """End of the time for which a model in demand is kept after its load."""
+        if entry.used_at is None:
+            return entry.loaded_at
+        grace = GRACE * entry.load_s if entry.gap_s is None else GAPS * entry.gap_s
+        return min(entry.loaded_at + self.hysteresis * entry.load_s, entry.used_at + grace)

@@ -1,0 +1,117 @@
+"""Bytes of a loaded model, and how long loading it took."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cloudpickle
+import numpy as np
+
+#: Smaller numpy buffers stay in the pickle: a mapping entry would cost more than it saves.
+SMALL_BYTES = 1024
+
+
+class BufferPickler(cloudpickle.Pickler):
+    """Collects torch storages and numpy buffers in place of pickling them."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5, buffer_callback=self._take_buffer)
+        self.storages: list[Any] = []
+        self.buffers: list[memoryview] = []
+        #: order in which storages were met, as indices: equal for equal structures and ties
+        self.trail: list[int] = []
+        self._known: dict[tuple[int, int], int] = {}
+        self._torch = sys.modules.get("torch")
+
+    def persistent_id(self, obj: Any) -> Any:
+        torch = self._torch
+        if torch is None or not isinstance(obj, (torch.storage.TypedStorage, torch.UntypedStorage)):
+            return None
+        typed = isinstance(obj, torch.storage.TypedStorage)
+        storage = obj._untyped_storage if typed else obj
+        if storage.device.type != "cpu":
+            raise pickle.PicklingError(f"a tensor lies on {storage.device}, and only CPU memory can be mapped")
+        key = (storage.data_ptr(), storage.nbytes())
+        # Empty storages have no address of their own.
+        index = self._known.get(key) if key[1] else None
+        if index is None:
+            index = len(self.storages)
+            self.storages.append(storage)
+            self._known[key] = index
+        self.trail.append(index)
+        return (index, str(obj.dtype).removeprefix("torch.") if typed else None)
+
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < SMALL_BYTES:
+            return True
+        self.buffers.append(raw)
+        return False
+
+
+def pickled(model: Any, kind: type[BufferPickler] = BufferPickler) -> tuple[bytes, BufferPickler]:
+    file = io.BytesIO()
+    pickler = kind(file)
+    pickler.dump(model)
+    return file.getvalue(), pickler
+
+
+def measure(model: Any) -> int | None:
+    """Bytes of a loaded model: storages and buffers, each once, and its pickled rest; None if it can't be pickled."""
+    try:
+        head, pickler = pickled(model, _AnyDevice)
+    except Exception:
+        return None
+    buffers = {(address(raw), raw.nbytes) for raw in pickler.buffers}
+    return len(head) + sum(int(s.nbytes()) for s in pickler.storages) + sum(size for _, size in buffers)
+
+
+class _AnyDevice(BufferPickler):
+    def persistent_id(self, obj: Any) -> Any:
+        try:
+            return super().persistent_id(obj)
+        except pickle.PicklingError:
+            storage = getattr(obj, "_untyped_storage", obj)
+            self.storages.append(storage)
+            return (len(self.storages) - 1, None)
+
+
+def address(raw: memoryview) -> int:
+    return int(np.frombuffer(raw, dtype=np.uint8).__array_interface__["data"][0]) if raw.nbytes else 0
+
+
+class Loaded(NamedTuple):
+    """A loaded model, the seconds that it took and its bytes."""
+
+    model: Any
+    load_s: float
+    size_bytes: int
+
+
+def timed_load(load: Callable[[], Any], measure: Callable[[Any], int | None] = measure) -> Loaded:
+    """Load a model and see what it weighs.
+
+    ``size_bytes`` is what `measure` says; where that is None, as for a model that can't be pickled, it is
+    the growth of this process's private memory.
+    """
+    before = _private_bytes()
+    start = time.monotonic()
+    model = load()
+    load_s = time.monotonic() - start
+    size = measure(model)
+    if size is None:
+        size = max(0, _private_bytes() - before)
+    return Loaded(model, load_s, int(size))
+
+
+def _private_bytes() -> int:
+    from kit.memory import process_memory
+
+    memory = process_memory(os.getpid())
+    return 0 if memory is None else int(memory.uss_bytes)
