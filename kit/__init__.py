@@ -19,9 +19,15 @@ _HOMES = {
     "Comparison": "kit.compare",
     "Deployment": "kit.deployment",
     "Failure": "kit.engine.requests",
+    "KeyModelMapping": "kit.keyed",
+    "KeyModelPathMapping": "kit.keyed",
+    "KeyedModelHandler": "kit.keyed",
+    "KeyedModels": "kit.engine.keyed_models",
     "KitError": "kit.errors",
     "LoadGenerator": "kit.load",
+    "MaybeKeyedModelHandler": "kit.keyed",
     "ModelHandler": "kit.handler",
+    "ModelManager": "kit.manager",
     "PredictionResult": "kit.handler",
     "Predictions": "kit.predictions",
     "RunInference": "kit.transform",
@@ -29,6 +35,7 @@ _HOMES = {
     "close_all": "kit.deployment",
     "compare": "kit.compare",
     "deploy": "kit.deployment",
+    "simulate": "kit.simulate",
 }
 _MODULES = ("assets", "errors", "handlers")
 
@@ -36,21 +43,31 @@ if TYPE_CHECKING:
     from kit import assets, errors, handlers
     from kit.compare import Comparison, compare
     from kit.deployment import Deployment, close_all, deploy
+    from kit.engine.keyed_models import KeyedModels
     from kit.engine.requests import Failure
     from kit.errors import KitError
     from kit.handler import ModelHandler, PredictionResult
+    from kit.keyed import KeyedModelHandler, KeyModelMapping, KeyModelPathMapping, MaybeKeyedModelHandler
     from kit.load import LoadGenerator
+    from kit.manager import ModelManager
     from kit.predictions import Predictions
     from kit.settings import Settings
+    from kit.simulate import simulate
     from kit.transform import RunInference
 
 __all__ = [
     "Comparison",
     "Deployment",
     "Failure",
+    "KeyModelMapping",
+    "KeyModelPathMapping",
+    "KeyedModelHandler",
+    "KeyedModels",
     "KitError",
     "LoadGenerator",
+    "MaybeKeyedModelHandler",
     "ModelHandler",
+    "ModelManager",
     "PredictionResult",
     "Predictions",
     "RunInference",
@@ -61,6 +78,7 @@ __all__ = [
     "deploy",
     "errors",
     "handlers",
+    "simulate",
 ]
 
 

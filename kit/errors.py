@@ -49,6 +49,10 @@ class UnsupportedInput(KitError, TypeError):
     """The examples are of a kind that RunInference refuses (a bare string, a dict, a PCollection)."""
 
 
+class UnknownKey(KitError, KeyError):
+    """No model is known for the key of an example."""
+
+
 class MissingExtra(KitError, ImportError):
     """An optional package is needed and not installed; the message has the pip command."""
 

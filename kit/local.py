@@ -6,11 +6,15 @@ import contextlib
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from kit import errors
+from kit.engine.keyed_models import KeyedModels, OneModel
+from kit.engine.keyed_runner import KeyedRunner
 from kit.engine.local_model import LocalModel
 from kit.engine.requests import Request
 from kit.engine.runner import Outcome, Runner, pick
@@ -47,6 +51,7 @@ class LocalServing:
         self.model: Any = None
         self.model_id: str | None = None
         self._cost_s = 0.0
+        self._one: OneModel | None = None  # of a keyed handler with one handler for all keys
         self._sizer: Any = None  # the batch size that pays, learnt over all requests
         one_at_a_time = not getattr(handler, "thread_safe", True)
         self._turn: Any = threading.RLock() if one_at_a_time else contextlib.nullcontext()
@@ -62,7 +67,7 @@ class LocalServing:
             if self.loaded and self.model_id == model_id:
                 return
             # The old version goes first: both may not fit.
-            self.loaded, self.model = False, None
+            self.loaded, self.model, self._one = False, None, None
             try:
                 handler.set_environment_vars()
                 self.model = handler.load_model()
@@ -80,6 +85,9 @@ class LocalServing:
         Raises:
             BaseException: what ends the request; its future holds it, too.
         """
+        if getattr(handler, "keyed", False):
+            self._run_keyed(handler, request)
+            return
         runner = self._runner(handler)
         while request.untaken and not request.ended:
             indices = request.take(self._share(runner, request.batch_timeout_s))
@@ -106,6 +114,34 @@ class LocalServing:
             self._cost_s = cost if not self._cost_s else (self._cost_s + cost) / 2
             request.settle(indices, outcome.values, outcome.model_ids, outcome.plain, outcome.troubles)
 
+    def _run_keyed(self, handler: Any, request: Request) -> None:
+        """`run` for a handler of models by key: all examples are looked at together, and answered model by model."""
+        request.take(request.untaken)
+        limited = request.batch_timeout_s is not None
+        with self._keyed_runner(handler) as runner:
+            parts = runner.parts(
+                request.examples,
+                request.inference_args,
+                isolate=request.isolate,
+                call=partial(_within, request.batch_timeout_s) if limited else None,
+            )
+            try:
+                for positions, outcome in parts:
+                    request.settle(positions, outcome.values, None, True, outcome.troubles)
+                    if request.ended:
+                        return
+            except BaseException as error:
+                request.fail_all(error)
+                raise
+
+    def _keyed_runner(self, handler: Any) -> contextlib.AbstractContextManager[KeyedRunner]:
+        if handler.unkeyed is None:
+            models: KeyedModels = self.model
+            return models.runner(handler)
+        if self._one is None:
+            self._one = OneModel(handler, LocalModel(handler.unkeyed, self.model), self._turn)
+        return self._one.runner(handler)
+
     def _runner(self, handler: Any) -> Runner:
         runner = Runner(handler, LocalModel(handler, self.model))
         self._sizer = runner.sizer = self._sizer or runner.sizer
@@ -123,20 +159,28 @@ class LocalServing:
             with self._turn:
                 return runner.run(examples, request.inference_args, isolate=request.isolate)
 
-        timeout = request.batch_timeout_s
-        if timeout is None:
-            return compute()
-        # Python can't stop a computation, so it is given up: in a daemon thread, which doesn't keep the process alive.
-        future: Future[Outcome] = Future()
-        threading.Thread(target=_resolve, args=(future, compute), name="kit-timeout", daemon=True).start()
-        try:
-            return future.result(timeout)
-        except FutureTimeout as error:
-            if future.done():
-                raise
-            raise errors.DeadlineExceeded(
-                f"a batch of {len(examples)} examples ran longer than the timeout of {timeout} s."
-            ) from error
+        return _within(request.batch_timeout_s, compute, len(examples))
+
+
+def _within(timeout: float | None, compute: Callable[[], Outcome], count: int) -> Outcome:
+    """Compute `count` examples, for `timeout` seconds at most.
+
+    Raises:
+        DeadlineExceeded: it took longer.
+    """
+    if timeout is None:
+        return compute()
+    # Python can't stop a computation, so it is given up: in a daemon thread, which doesn't keep the process alive.
+    future: Future[Outcome] = Future()
+    threading.Thread(target=_resolve, args=(future, compute), name="kit-timeout", daemon=True).start()
+    try:
+        return future.result(timeout)
+    except FutureTimeout as error:
+        if future.done():
+            raise
+        raise errors.DeadlineExceeded(
+            f"a batch of {count} examples ran longer than the timeout of {timeout} s."
+        ) from error
 
 
 def _resolve(future: Future[Outcome], compute: Any) -> None:
@@ -174,7 +218,7 @@ def forget(handler: Any) -> None:
     serving = _servings.get(_origin_of(handler))
     if serving is not None:
         with serving.lock:
-            serving.loaded, serving.model = False, None
+            serving.loaded, serving.model, serving._one = False, None, None
 
 
 def _origin_of(handler: Any) -> Any:

@@ -7,15 +7,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit import batching, errors, inputs, local
 from kit.checks import check_handler, check_platform
 from kit.deployment import Deployment, deploy
+from kit.engine.keyed_models import KeyedModels
 from kit.engine.requests import Request
 from kit.predictions import Predictions
 from kit.progress import progress
 from kit.streams import PredictionStream, Sent, Windows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class RunInference:
@@ -87,6 +91,21 @@ class RunInference:
             f"kit.RunInference({self._target!r}), for lists, iterators, arrays and tables; in a Beam pipeline use "
             f"{inputs.BEAM_TRANSFORM}"
         )
+
+    def models(self) -> pd.DataFrame:
+        """One row a model by key, the worth most first; of a handler without keys, one row.
+
+        Columns: keys, state ("loading", "resident", "host tier", "evicted", "failed"), size_bytes, hits, requests,
+        loads, evictions, load_s (last), load_total_s, idle_s, score (of the eviction policy), in_use, pinned, error.
+        """
+        import pandas as pd
+
+        if isinstance(self._target, Deployment):
+            return self._target.models()
+        model = local.serving_of(self._target).model
+        if isinstance(model, KeyedModels):
+            return pd.DataFrame(model.rows())
+        return pd.DataFrame([{"keys": [], "state": "resident"}])
 
     @property
     def _handler(self) -> Any:

@@ -75,7 +75,7 @@ class Runner:
         troubles: dict[int, Trouble] = {}
         originals = examples
         if self._pre:
-            examples = self._map(self._pre, list(examples), troubles, "pre-processing", isolate)
+            examples = self.apply(self._pre, list(examples), troubles, "pre-processing", isolate)
         alive: Any = examples
         kept: list[int] | None = None
         if troubles:
@@ -204,9 +204,14 @@ class Runner:
             troubles[indices[0]] = self._trouble(error, "the example")
             return Computed([None], None, True)
 
-    def _map(
+    def apply(
         self, functions: list[Any], items: list[Any], troubles: dict[int, Trouble], what: str, isolate: bool
     ) -> list[Any]:
+        """Put each item but the troubled ones through the functions; with `isolate`, failures become troubles.
+
+        Raises:
+            InferenceFailed: without `isolate`, on the first failure.
+        """
         results: list[Any] = []
         for index, item in enumerate(items):
             if index in troubles:
@@ -232,7 +237,7 @@ class Runner:
         if not raw:
             ids = model_ids if isinstance(model_ids, list) else [model_ids] * len(items)
             items = list(map(PredictionResult, examples, items, ids))
-        return self._map(self._post, items, troubles, "post-processing", isolate)
+        return self.apply(self._post, items, troubles, "post-processing", isolate)
 
     def _failed(self, error: Exception, what: str) -> errors.KitError:
         if isinstance(error, errors.KitError):

@@ -1,0 +1,116 @@
+"""What a budget would cost: replays a trace of keys without loading anything."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kit.errors import InvalidSetting, UnknownKey
+from kit.manager import policy as rules
+from kit.manager.policy import Policy
+from kit.sizes import parse_bytes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NEVER = float("inf")
+
+
+def simulate(
+    trace: Iterable[Hashable],
+    models: Mapping[Hashable, tuple[int, float]],
+    budget: Any,
+    policies: Sequence[Any] = ("cost", "gdsf", "lru"),
+) -> pd.DataFrame:
+    """Seconds that each policy would spend loading for a sequence of requests, under one or several budgets.
+
+    Args:
+        trace: the key of each request, in order.
+        models: for each key the bytes of its model and the seconds that a load takes, such as a deployment's
+            ``models()`` has measured.
+        budget: bytes, or text such as "2GiB"; or a list of these.
+        policies: names, or policy objects (used once, for one budget).
+
+    Returns:
+        One row a budget and policy: budget_bytes, policy, load_s (seconds spent loading), loads, hits, hit_share, and
+        vs_lru (load_s against the least recently used). A last row a budget, "offline", knows the future: it evicts
+        the model with the least (load seconds) / (bytes × requests until its next use). That is a heuristic, not an
+        optimum, which can't be had for models of different sizes and costs.
+        A model larger than the budget is counted as loaded anew for each of its requests.
+
+    Raises:
+        InvalidSetting: an unknown policy, a budget that isn't a size, an empty trace. UnknownKey: not in `models`.
+    """
+    import pandas as pd
+
+    requests = list(trace)
+    if not requests:
+        raise InvalidSetting("simulate: the trace is empty; give the key of each request, in order.")
+    for key in requests:
+        if key not in models:
+            raise UnknownKey(f"simulate: the trace has the key {key!r}, which isn't in models.")
+    rows = []
+    for one in budget if isinstance(budget, (list, tuple)) else [budget]:
+        size = parse_bytes(one)
+        if size is None:
+            raise InvalidSetting("simulate: give a budget in bytes; without a limit every model is loaded once.")
+        found = [_replay(requests, models, size, _policy(policy)) for policy in policies]
+        lru = _replay(requests, models, size, _policy("lru"))["load_s"]
+        found.append(_replay(requests, models, size, _Offline(requests, models)))
+        rows += [{"budget_bytes": size, **row, "vs_lru": row["load_s"] / lru if lru else 1.0} for row in found]
+    return pd.DataFrame(rows)
+
+
+def _policy(policy: Any) -> Policy:
+    return rules.make(policy)
+
+
+def _replay(
+    requests: Sequence[Hashable], models: Mapping[Hashable, tuple[int, float]], budget: int, policy: Policy
+) -> dict[str, Any]:
+    resident: dict[Hashable, int] = {}
+    used = loads = 0
+    load_s = 0.0
+    for key in requests:
+        policy.used(key)
+        if key in resident:
+            continue
+        size, seconds = models[key]
+        loads += 1
+        load_s += seconds
+        if size > budget:
+            continue
+        if used + size > budget:
+            for victim in rules.victims(policy, resident.items(), used + size - budget):
+                used -= resident.pop(victim)
+                policy.evicted(victim)
+        resident[key] = size
+        used += size
+        policy.loaded(key, size, seconds)
+    hits = len(requests) - loads
+    return {"policy": policy.name, "load_s": load_s, "loads": loads, "hits": hits, "hit_share": hits / len(requests)}
+
+
+class _Offline(Policy):
+    """Knows when each model is asked for next."""
+
+    name = "offline"
+
+    def __init__(self, requests: Sequence[Hashable], models: Mapping[Hashable, tuple[int, float]]) -> None:
+        super().__init__()
+        self._models = models
+        self._next: list[float] = [NEVER] * len(requests)
+        later: dict[Hashable, int] = {}
+        for position in range(len(requests) - 1, -1, -1):
+            self._next[position] = later.get(requests[position], NEVER)
+            later[requests[position]] = position
+        self._due: dict[Hashable, float] = {}
+        self._position = -1
+
+    def used(self, model: Hashable) -> None:
+        self._position += 1
+        self._due[model] = self._next[self._position]
+
+    def score(self, model: Hashable) -> float:
+        size, seconds = self._models[model]
+        return seconds / (max(1, size) * (self._due[model] - self._position))
