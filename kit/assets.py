@@ -21,10 +21,18 @@ if TYPE_CHECKING:
     from kit._fetch import ModelAsset
     from kit.handler import ModelHandler
 
+#: Domain of rated sentences -> first words of its file's name.
+RATED = {
+    "tweets": "tweets",
+    "reviews": "amazonReviewSnippets",
+    "films": "movieReviewSnippets",
+    "editorials": "nytEditorialSnippets",
+}
+
 
 def names() -> list[str]:
-    """Names of all demo assets: the models first, then the collections of texts."""
-    return [*_manifest()["models"], *_manifest()["texts"]]
+    """Names of all demo assets: models, then data, then the collections of texts."""
+    return [name for entries in _manifest().values() for name in entries]
 
 
 def texts(name: str) -> list[str]:
@@ -39,7 +47,9 @@ def texts(name: str) -> list[str]:
 
 
 def path(name: str) -> Path:
-    """Folder of a demo model, ``"minilm"`` or ``"smollm2"``, fetched first where it isn't there yet.
+    """Folder of a demo model, ``"minilm"`` or ``"smollm2"``, or of the data ``"rated-sentences"``.
+
+    It is fetched first where it isn't there yet.
 
     Raises:
         InvalidSetting: there is no such model.
@@ -49,6 +59,26 @@ def path(name: str) -> Path:
     from kit._fetch import fetch
 
     return fetch(_asset(name))
+
+
+def rated_sentences(domain: str) -> list[tuple[str, float]]:
+    """Sentences with their mean rating by people, from -4 (most negative) to 4 (most positive), in the source's order.
+
+    Args:
+        domain: ``"tweets"`` (4,200), ``"reviews"`` of products (3,708), ``"films"`` (10,605), ``"editorials"`` (5,190).
+
+    Source: C. J. Hutto and E. Gilbert, "VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
+    Text", ICWSM 2014; MIT licence.
+
+    Raises:
+        InvalidSetting: there is no such domain. AssetUnavailable: as `path`.
+    """
+    file = RATED.get(domain)
+    if file is None:
+        raise InvalidSetting(f"{domain!r} isn't one of the domains: {', '.join(RATED)}.")
+    lines = (path("rated-sentences") / f"{file}_GroundTruth.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t", 2) for line in lines if line.strip()]
+    return [(text.strip(), float(rating)) for _, rating, text in rows]
 
 
 def handler(name: str, **options: Any) -> ModelHandler:
@@ -61,6 +91,7 @@ def handler(name: str, **options: Any) -> ModelHandler:
     Raises:
         InvalidSetting, AssetUnavailable, MissingExtra: as `path`.
     """
+    _entry("models", name)
     folder = str(path(name))
     if name == "minilm":
         from kit.handlers import SentenceTransformerModelHandler
@@ -74,8 +105,8 @@ def handler(name: str, **options: Any) -> ModelHandler:
 def _asset(name: str) -> ModelAsset:
     from kit._fetch import ModelAsset
 
-    entry = _entry("models", name)
-    return ModelAsset(name=name, **{field: entry[field] for field in ModelAsset.__annotations__ if field != "name"})
+    entry = _manifest()["data"].get(name) or _entry("models", name)
+    return ModelAsset(name=name, **{field: entry[field] for field in ModelAsset.__annotations__ if field in entry})
 
 
 def _entry(kind: str, name: str) -> dict[str, Any]:
@@ -101,11 +132,11 @@ def _data_folder() -> Path:
 
 
 def _main(arguments: list[str]) -> int:
-    models = list(_manifest()["models"])
+    models = [*_manifest()["models"], *_manifest()["data"]]
     if arguments == ["list"]:
         for kind, entries in _manifest().items():
             for name, entry in entries.items():
-                print(f"{name:10} {kind:7} {entry['licence']:12} {entry['use']}")
+                print(f"{name:15} {kind:7} {entry['licence']:12} {entry['use']}")
         return 0
     if not arguments or arguments[0] != "fetch":
         print(f"usage: python -m kit.assets list | fetch [{' '.join(models)}]", file=sys.stderr)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from kit.errors import InvalidSetting
-from kit.handler import ModelHandler, _num_bytes
+from kit.errors import InvalidSetting, WrongPredictionCount
+from kit.handler import ModelHandler, PredictionResult, _num_bytes
 from kit.key_routes import KeyModelMapping, KeyModelPathMapping, Routes, check_handler
 from kit.sizes import parse_bytes
 
@@ -95,8 +95,31 @@ class KeyedModelHandler(ModelHandler):
         """(key, prediction) for each (key, example), in the order of `batch`."""
         if self.unkeyed is None:
             return list(model.run(batch, inference_args))
-        keys = [key for key, _ in batch]
-        return list(zip(keys, self.unkeyed.run_inference([e for _, e in batch], model, inference_args), strict=True))
+        keys, examples = [pair[0] for pair in batch], [pair[1] for pair in batch]
+        return list(zip(keys, self._run_one(examples, model, inference_args), strict=True))
+
+    def _run_one(self, examples: list[Any], model: Any, inference_args: Mapping[str, Any] | None) -> list[Any]:
+        """Predictions of the one handler, its own functions included."""
+        handler: Any = self.unkeyed
+        given = examples
+        for function in handler.get_preprocess_fns():
+            examples = [function(example) for example in examples]
+        values = list(handler.run_inference(examples, model, inference_args))
+        if len(values) != len(given):
+            raise WrongPredictionCount(
+                f"{type(handler).__name__}.run_inference returned {len(values)} predictions for a batch of "
+                f"{len(given)} examples: return exactly one for each example, in their order."
+            )
+        after = list(handler.get_postprocess_fns())
+        if after:
+            for function in after:
+                values = [function(value) for value in values]
+            return values
+        model_id = getattr(handler, "model_id", None)
+        return [
+            PredictionResult(example, getattr(value, "inference", value), getattr(value, "model_id", model_id))
+            for example, value in zip(given, values, strict=True)
+        ]
 
     def update_model_paths(self, model: Any, model_paths: Sequence[Any] | str | None = None) -> None:
         """Give some keys other models; the other keys are served on, and requests under way use the old ones.
@@ -170,8 +193,19 @@ class KeyedModelHandler(ModelHandler):
         return {} if self.unkeyed is None else _of_pairs(self.unkeyed.batch_elements_kwargs())
 
     def batching_options(self) -> dict[str, Any]:
-        """None of its own: examples are batched by the handlers inside."""
-        return {}
+        """The one handler's, with functions that look at the example of a pair. Models by key batch for themselves."""
+        return {} if self.unkeyed is None else _of_pairs(self._inner_options())
+
+    def _inner_options(self) -> dict[str, Any]:
+        handler: Any = self.unkeyed
+        own = getattr(handler, "batching_options", None)
+        if own is None:
+            return {}
+        # What its own pre-processing makes of an example isn't known yet.
+        sizes_only = bool(handler.get_preprocess_fns())
+        return {
+            name: value for name, value in own().items() if not (sizes_only and (callable(value) or "batch_" in name))
+        }
 
     def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
         """Ask every handler that is known."""
@@ -215,14 +249,7 @@ class MaybeKeyedModelHandler(KeyedModelHandler):
         """Predictions, with keys where the examples have them."""
         if batch and isinstance(batch[0], tuple):
             return super().run_inference(batch, model, inference_args)
-        assert self.unkeyed is not None
-        found: Iterable[Any] = self.unkeyed.run_inference(batch, model, inference_args)
-        return found
-
-    def batch_elements_kwargs(self) -> dict[str, Any]:
-        """The handler's."""
-        assert self.unkeyed is not None
-        return dict(self.unkeyed.batch_elements_kwargs())
+        return self._run_one(list(batch), model, inference_args)
 
 
 def _of_pairs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,4 +257,5 @@ def _of_pairs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_pair(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda pair: function(pair[1])
+    # Of a handler for examples that may have no key, too.
+    return lambda pair: function(pair[1] if isinstance(pair, tuple) and len(pair) == 2 else pair)

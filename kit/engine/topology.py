@@ -204,9 +204,15 @@ class Topology:
         assert control is not None
         engine.reactor.watch(control.fileno(), lambda: self.read_control(process))
         common = {"role": role, "slot": process.slot, "handler": self.handler_bytes}
+        common["memory_budget"] = self._share_of_budget()
         with contextlib.suppress(ChannelClosed):
             control.send(protocol.CONFIG, {**common, **config}, fds=fds)
         return process
+
+    def _share_of_budget(self) -> int | None:
+        """Bytes for the models by key of one process; the deployment's budget beats the handler's."""
+        total = self.settings.memory_budget or getattr(self.handler, "memory_budget", None)
+        return None if total is None else max(1, total // self.settings.copies)
 
     def read_control(self, process: Process) -> None:
         assert process.control is not None

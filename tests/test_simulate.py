@@ -1,0 +1,82 @@
+"""`simulate` replays a trace as a manager would do it, and says what each policy costs."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+import kit
+from kit import errors
+from kit.manager import ModelManager
+from tests.benchmarks import model_traffic
+
+MODELS = {"a": (40, 1.0), "b": (40, 2.0), "c": (40, 4.0), "big": (90, 3.0)}
+
+
+def seconds(trace: str, budget: int, policy: str = "lru") -> float:
+    table = kit.simulate(trace, MODELS, budget, [policy])
+    return float(table.load_s[table.policy == policy].iloc[0])
+
+
+def test_seconds_are_those_of_the_loads_that_a_budget_makes_necessary() -> None:
+    assert seconds("abab", 80) == 3.0
+    assert seconds("abcabc", 80) == 14.0  # the least recently used is always the next
+    assert seconds("abcabc", 120) == 7.0
+    table = kit.simulate("abcabc", MODELS, [80, "120 B"], ["lru", "cost"])
+    assert list(table.policy) == ["lru", "cost", "offline"] * 2
+    assert list(table.budget_bytes) == [80] * 3 + [120] * 3
+    assert list(table.hits + table.loads) == [6] * 6
+    assert (table.vs_lru[table.policy == "lru"] == 1).all()
+    assert (table[table.budget_bytes == 120].load_s == 7.0).all()
+
+
+def test_costly_models_stay_under_cost() -> None:
+    assert seconds("abc" * 5, 80, "lru") == 35.0
+    assert seconds("abc" * 5, 80, "cost") == 4.0 + 5 * 3.0
+
+
+def test_the_offline_heuristic_knows_what_comes() -> None:
+    trace = model_traffic.traffic(1, 2000)
+    models = model_traffic.models(1)
+    budget = int(0.3 * sum(size for size, _ in models.values()))
+    table = kit.simulate(trace, models, budget).set_index("policy")
+    assert table.load_s["offline"] < table.load_s["cost"] < table.load_s["lru"]
+
+
+@pytest.mark.parametrize("policy", ["cost", "lru", "gdsf"])
+def test_a_manager_loads_what_the_simulation_says(policy: str) -> None:
+    draw = random.Random(3)
+    models = {number: (draw.randrange(10, 60), 1.0) for number in range(10)}
+    trace = [min(int(draw.expovariate(0.4)), 9) for _ in range(300)]
+    loads = []
+
+    def load(name: object) -> int:
+        loads.append(name)
+        return models[name][0]  # type: ignore[index]
+
+    manager = ModelManager(
+        load, budget=120, size_of=lambda name: models[name][0], measure=lambda model: model,
+        policy=policy, hysteresis=0,
+    )  # fmt: skip
+    # The manager measures its own seconds; here each load costs the same, as in the simulation.
+    manager._traffic.tier.cost_s = lambda entry: 1.0  # type: ignore[method-assign]
+    for name in trace:
+        manager.acquire(name).release()
+    table = kit.simulate(trace, models, 120, [policy]).set_index("policy")
+    assert len(loads) == table.loads[policy]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("", MODELS, 80), errors.InvalidSetting, "trace is empty"),
+        (("az", MODELS, 80), errors.UnknownKey, "'z', which isn't in models"),
+        (("a", MODELS, 0), errors.InvalidSetting, "memory_budget=0"),
+        (("a", MODELS, None), errors.InvalidSetting, "give a budget"),
+        (("a", MODELS, 80, ["fifo"]), errors.InvalidSetting, "policy='fifo'"),
+    ],
+)
+def test_bad_input_is_refused(arguments: tuple[object, ...], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        kit.simulate(*arguments)  # type: ignore[arg-type]
