@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -513,7 +514,33 @@ def test_a_torch_module_moves_between_devices_and_answers_alike() -> None:
     assert [row["loads"] for row in manager.rows()] == [1, 1]
 
 
-# ---- real memory ---------------------------------------------------------------------------------
+# ---- memory ---------------------------------------------------------------------------------
+
+
+def test_the_garbage_collector_runs_only_for_models_that_are_cycles() -> None:
+    runs: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        if phase == "start" and info["generation"] == 2:
+            runs.append(phase)
+
+    from kit.manager import memory
+
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        memory.drop([Model("a", 1), [Model("b", 1), {"x": Model("c", 1)}], 3, "text"])
+        assert runs == []
+        cycle = Model("d", 1)
+        cycle.name = cycle
+        trace = weakref.ref(cycle)
+        models = [cycle]
+        del cycle
+        memory.drop(models)
+        assert trace() is None
+        assert runs == ["start"]
+    finally:
+        gc.callbacks.remove(note)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PSS is Linux's")

@@ -10,6 +10,7 @@ import kit
 from kit import errors
 from kit.manager import ModelManager
 from tests.benchmarks import model_traffic
+from tests.test_manager import Model
 
 MODELS = {"a": (40, 1.0), "b": (40, 2.0), "c": (40, 4.0), "big": (90, 3.0)}
 
@@ -51,12 +52,12 @@ def test_a_manager_loads_what_the_simulation_says(policy: str) -> None:
     trace = [min(int(draw.expovariate(0.4)), 9) for _ in range(300)]
     loads = []
 
-    def load(name: object) -> int:
+    def load(name: object) -> Model:
         loads.append(name)
-        return models[name][0]  # type: ignore[index]
+        return Model(name, models[name][0])  # type: ignore[index]
 
     manager = ModelManager(
-        load, budget=120, size_of=lambda name: models[name][0], measure=lambda model: model,
+        load, budget=120, size_of=lambda name: models[name][0], measure=lambda model: model.size,
         policy=policy, hysteresis=0,
     )  # fmt: skip
     # The manager measures its own seconds; here each load costs the same, as in the simulation.

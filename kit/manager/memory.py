@@ -32,23 +32,24 @@ def trim() -> None:
         function(0)
 
 
-def _traces(model: Any) -> list[Callable[[], Any]]:
+def _traces(model: Any, depth: int = 2) -> list[Callable[[], Any]]:
     """Functions that give None once the model, or one of its parameters, is gone."""
-    parts = [model]
+    if model is None or isinstance(model, (str, bytes, int, float)):
+        return []
+    if isinstance(model, (list, tuple, dict)) and depth:
+        parts = list(model.values()) if isinstance(model, dict) else list(model)
+        return [trace for part in parts for trace in _traces(part, depth - 1)]
+    watched = [model]
     parameters = getattr(model, "parameters", None)
     if callable(parameters):
         try:
-            parts += list(parameters())
+            watched += list(parameters())
         except Exception:
-            parts = [model]  # another kind of `parameters`; the model alone is watched
-    found: list[Callable[[], Any]] = []
-    for part in parts:
-        try:
-            found.append(weakref.ref(part))
-        except TypeError:
-            # A list, dict, str: may hold cycles that can't be watched.
-            found.append(_unknown)
-    return found
+            watched = [model]  # another kind of `parameters`; the model alone is watched
+    try:
+        return [weakref.ref(part) for part in watched]
+    except TypeError:
+        return [_unknown]  # it can't be watched, and may be a cycle
 
 
 def _unknown() -> bool:

@@ -31,6 +31,7 @@ BENCHMARKS = {
     "shared-memory": "shared_memory",
     "switch": "switch_gap",
     "new-worker": "new_worker",
+    "keyed": "keyed_in_process",
     "model-policies": "model_policies",
     "stream": "stream_memory",
     "watch": "watch_cost",
