@@ -109,22 +109,30 @@ class KeyedRunner:
 
     def _groups(self, pairs: list[Any], troubles: dict[int, Trouble], isolate: bool) -> dict[Route, list[int]]:
         groups: dict[Route, list[int]] = {}
-        unkeyed = self._maybe and not any(isinstance(pair, tuple) for pair in pairs)
+        by_key: dict[Any, list[int]] = {}  # the lists of `groups`; keys of one route have the same
+        if self._maybe and not any(isinstance(pair, tuple) for pair in pairs):
+            pairs[:] = [_Unkeyed((None, example)) for example in pairs]
+        skip = set(troubles)
         for position, pair in enumerate(pairs):
-            if position in troubles:
+            if skip and position in skip:
                 continue
             try:
-                if unkeyed:
-                    route = self._route_of(None)
-                    pairs[position] = _Unkeyed((None, pair))
-                else:
-                    route = self._route_of(_key_of(pair, position))
+                by_key[pair[0] if type(pair) is tuple and len(pair) == 2 else _key_of(pair, position)].append(position)
             except errors.KitError as error:
                 if not isolate:
                     raise
                 troubles[position] = Trouble.of(error)
-            else:
-                groups.setdefault(route, []).append(position)
+            except (KeyError, TypeError):
+                # The first of its key, or of a key that can't be one.
+                try:
+                    route = self._route_of(pair[0])
+                except errors.KitError as error:
+                    if not isolate:
+                        raise
+                    troubles[position] = Trouble.of(error)
+                else:
+                    by_key[pair[0]] = positions = groups.setdefault(route, [])
+                    positions.append(position)
         return groups
 
     def _run_group(
