@@ -8,8 +8,7 @@ from threading import Lock
 from typing import Any
 
 from kit.engine.keyed_runner import KeyedRunner
-from kit.engine.local_model import LocalModel
-from kit.engine.runner import Compute
+from kit.engine.local_model import Compute, LocalModel
 from kit.key_routes import KeyModel, Route, Routes
 from kit.manager import ModelManager
 

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kit import batching, errors
+from kit.engine.local_model import Compute
 from kit.engine.requests import results_of
-from kit.engine.runner import Compute, Outcome, Runner, Trouble
+from kit.engine.runner import Outcome, Runner
+from kit.engine.trouble import Trouble
 from kit.key_routes import Route
 
 #: Time for which a model is leased at once, seconds, whole batches allowing.
