@@ -34,14 +34,20 @@ _HOMES = {
     "Settings": "kit.settings",
     "close_all": "kit.deployment",
     "compare": "kit.compare",
+    "connect": "kit.daemon.client",
     "deploy": "kit.deployment",
     "simulate": "kit.simulate",
+    "deployments": "kit.daemon.client",
+    "load_ipython_extension": "kit.magics",
+    "_serve_named": "kit.daemon.client",
 }
 _MODULES = ("assets", "errors", "handlers")
 
 if TYPE_CHECKING:
     from kit import assets, errors, handlers
     from kit.compare import Comparison, compare
+    from kit.daemon.client import _serve_named as _serve_named
+    from kit.daemon.client import connect, deployments
     from kit.deployment import Deployment, close_all, deploy
     from kit.engine.keyed_models import KeyedModels
     from kit.engine.requests import Failure
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     from kit.handler import ModelHandler, PredictionResult
     from kit.keyed import KeyedModelHandler, KeyModelMapping, KeyModelPathMapping, MaybeKeyedModelHandler
     from kit.load import LoadGenerator
+    from kit.magics import load_ipython_extension as load_ipython_extension
     from kit.manager import ModelManager
     from kit.predictions import Predictions
     from kit.settings import Settings
@@ -75,7 +82,9 @@ __all__ = [
     "assets",
     "close_all",
     "compare",
+    "connect",
     "deploy",
+    "deployments",
     "errors",
     "handlers",
     "simulate",

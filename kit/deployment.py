@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import dataclasses
+import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kit import errors, inputs
 from kit.checks import check_handler, check_platform
-from kit.engine import core
-from kit.engine.requests import Request
-from kit.engine.watch import Watch
 from kit.settings import Settings
 
+# The engine is imported when something is deployed: a kernel that connects to a named deployment never needs it.
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kit.engine import core
+    from kit.engine.watch import Watch
     from kit.snapshot import Snapshot
 
 
@@ -28,6 +29,8 @@ class Deployment:
     """A handler being served, made by `kit.deploy`; closed by `close`, by `with`, or with the last reference."""
 
     def __init__(self, engine: core.Engine) -> None:
+        from kit.engine.watch import Watch
+
         self._engine = engine
         self._watch = Watch(engine)
         self._finalizer = weakref.finalize(self, _shut_down, engine, self._watch)
@@ -88,14 +91,9 @@ class Deployment:
             UnsupportedInput: an iterator, string, dict.
             QueueFull: with a deadline, when the queue is full. Without one, this waits for room.
         """
-        if deadline is not None and not deadline > 0:
-            raise errors.InvalidSetting(f"deadline={deadline!r}: give seconds above 0, or None.")
-        rows = inputs.sized(examples)
-        if rows is None:
-            raise errors.UnsupportedInput(
-                "examples that come one by one go through `examples | RunInference(deployment)`; submit and predict "
-                "take lists, arrays and tables."
-            )
+        from kit.engine.requests import Request
+
+        rows = sized_rows(examples, deadline)
         engine = self._engine
         engine.raise_if_closed()
         if inference_args is not None:
@@ -312,6 +310,10 @@ class Deployment:
 
         return take_back
 
+    def raise_if_closed(self) -> None:
+        """Raise DeploymentClosed, or what else ended it, when no request can be answered any more."""
+        self._engine.raise_if_closed()
+
     def close(self) -> None:
         """End all processes and threads; requests that wait fail with DeploymentClosed. Idempotent."""
         self._finalizer.detach()
@@ -348,6 +350,9 @@ def deploy(
     sample: Any = None,
     name: str | None = None,
     keep_alive: float | str | None = None,
+    *,
+    replace: bool = False,
+    allow_pickle: bool = False,
 ) -> Deployment:
     """Serve a handler on this machine.
 
@@ -359,18 +364,43 @@ def deploy(
         model_copies: model hosts of mode "medium".
         memory_budget: bytes, or text such as "2GiB", for all copies of the model together.
         sample: a few examples to verify mode "shared" with before it serves; else the first batch is.
-        name, keep_alive: for deployments that outlive this process.
+        name: serve in the daemon of this user: the deployment outlives this process, and others reach it with
+            ``kit.connect(name)``. Where the name serves the same handler already, this attaches to it.
+        keep_alive: with a name, how long it may go without a request before it ends: seconds, or text such as
+            "30m"; None for no end.
+        replace: with a name that serves another handler, replace that by a hot update.
+        allow_pickle: with a name, let examples and predictions of any type travel, as pickles.
 
     Raises:
         InvalidSetting, BudgetExceeded, HandlerNotPicklable, PreloadFailed, ModelLoadFailed,
         SharedModeUnavailable: with what happened and what to do; nothing is left running.
+        NameTaken: the name serves another handler. DaemonUnavailable: no daemon can be started.
     """
     check_platform()
     check_handler(handler)
-    if name is not None or keep_alive is not None:
+    if name is not None:
+        import kit
+
+        named: Deployment = kit._serve_named(
+            handler,
+            name,
+            {
+                "mode": mode,
+                "processes": processes,
+                "threads": threads,
+                "model_copies": model_copies,
+                "memory_budget": memory_budget,
+            },
+            sample=sample,
+            keep_alive=keep_alive,
+            replace=replace,
+            allow_pickle=allow_pickle,
+        )
+        return named
+    if keep_alive is not None or replace or allow_pickle:
         raise errors.InvalidSetting(
-            f"name={name!r}, keep_alive={keep_alive!r}: named deployments aren't part of this version; leave both out, "
-            "and the deployment lives as long as this process."
+            f"keep_alive={keep_alive!r}, replace={replace!r}, allow_pickle={allow_pickle!r}: these are for named "
+            "deployments; give name='...' too."
         )
     settings = Settings.make(handler, mode, processes, threads, model_copies, memory_budget)
     return start(handler, settings, sample)
@@ -378,12 +408,33 @@ def deploy(
 
 def start(handler: Any, settings: Settings, sample: Any = None, forkserver: Any = None) -> Deployment:
     """`deploy` with settings made, and possibly a fork server that several deployments share."""
+    from kit.engine import core
+
+    rows = sample_rows(sample)
+    engine = core.Engine(handler, settings, forkserver)
+    engine.start(rows)
+    return Deployment(engine)
+
+
+def sample_rows(sample: Any) -> list[Any]:
+    """The first few examples of a sample, [] for None."""
     rows = [] if sample is None else inputs.sized(sample)
     if rows is None:
         raise errors.UnsupportedInput("sample: give a list of examples, not an iterator.")
-    engine = core.Engine(handler, settings, forkserver)
-    engine.start(list(rows)[:64])
-    return Deployment(engine)
+    return list(rows)[:64]
+
+
+def sized_rows(examples: Any, deadline: float | None) -> Any:
+    """The checked examples of a `submit`, as a list or Rows."""
+    if deadline is not None and not deadline > 0:
+        raise errors.InvalidSetting(f"deadline={deadline!r}: give seconds above 0, or None.")
+    rows = inputs.sized(examples)
+    if rows is None:
+        raise errors.UnsupportedInput(
+            "examples that come one by one go through `examples | RunInference(deployment)`; submit and predict "
+            "take lists, arrays and tables."
+        )
+    return rows
 
 
 def _shut_down(engine: core.Engine, watch: Watch) -> None:
@@ -393,7 +444,8 @@ def _shut_down(engine: core.Engine, watch: Watch) -> None:
 
 def close_all() -> None:
     """Close all deployments of this process."""
-    for engine in list(core.running):
+    core = sys.modules.get("kit.engine.core")
+    for engine in list(core.running) if core is not None else []:
         engine.close()
 
 

@@ -119,3 +119,27 @@ class SwitchCancelled(KitError):
 
 class AssetUnavailable(KitError):
     """A demo model or data set couldn't be fetched, or its bytes aren't the pinned ones."""
+
+
+class DaemonUnavailable(KitError):
+    """The per-user daemon can't be started or reached, or its runtime folder isn't safe to use."""
+
+
+class DaemonMismatch(DaemonUnavailable):
+    """The daemon or the deployment runs another version of the kit or of Python."""
+
+
+class UnknownDeployment(KitError, LookupError):
+    """No named deployment has this name; the message lists those that there are."""
+
+
+class NameTaken(KitError):
+    """A named deployment has this name and serves another handler; `replace` makes it a hot update."""
+
+
+class DeploymentLost(DeploymentClosed):
+    """The process of a named deployment is gone, or this kernel's connection to it."""
+
+
+class UnsupportedType(KitError, TypeError):
+    """A value of a type that doesn't travel to or from a named deployment; the message names it."""

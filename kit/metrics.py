@@ -289,15 +289,19 @@ class History:
 
     def to_frame(self) -> pd.DataFrame:
         """`rows` as a DataFrame: "time" is the local time without a zone, "events" one text ("" for none)."""
-        import pandas as pd
-
-        rows = self.rows()
-        names = dict.fromkeys(["time", "elapsed_s", *(name for row in rows for name in row if name != "events")])
-        frame = pd.DataFrame(rows, columns=[*names, "events"])
-        frame["time"] = pd.to_datetime([datetime.fromtimestamp(row["time"]) for row in rows])
-        frame["elapsed_s"] = frame["elapsed_s"].astype(float)
-        frame["events"] = ["; ".join(row["events"]) for row in rows]
-        return frame
+        return frame_of_rows(self.rows())
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def frame_of_rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The `rows` of a History as a DataFrame, see `History.to_frame`."""
+    import pandas as pd
+
+    names = dict.fromkeys(["time", "elapsed_s", *(name for row in rows for name in row if name != "events")])
+    frame = pd.DataFrame(rows, columns=[*names, "events"])
+    frame["time"] = pd.to_datetime([datetime.fromtimestamp(row["time"]) for row in rows])
+    frame["elapsed_s"] = frame["elapsed_s"].astype(float)
+    frame["events"] = ["; ".join(row["events"]) for row in rows]
+    return frame

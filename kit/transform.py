@@ -78,7 +78,7 @@ class RunInference:
     def __call__(self, examples: Any) -> Any:
         rows = inputs.sized(examples)
         if isinstance(self._target, Deployment):
-            self._target._engine.raise_if_closed()
+            self._target.raise_if_closed()
         if rows is None:
             return PredictionStream(self._stream(iter(examples)))
         return self._all(rows)

@@ -95,3 +95,39 @@ def nothing_left_behind() -> Iterator[None]:
             if _threads().get(ident):
                 stacks.append(f"{_threads()[ident]}:\n" + "".join(traceback.format_stack(frame)[-4:]))
         pytest.fail("left behind:\n  " + "\n  ".join(left) + "\n" + "\n".join(stacks))
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime folder of the test's own; its daemon and deployments are stopped and must be gone at the end."""
+    folder = tmp_path / "run"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("KIT_RUNTIME_DIR", str(folder))
+    yield folder
+    from kit.daemon import client
+
+    monkeypatch.setenv("KIT_RUNTIME_DIR", str(folder))
+    folder.chmod(0o700)
+    for name in client.names():
+        client.stop(name, missing_ok=True)
+    until = time.monotonic() + GRACE_S
+    left = daemon_processes(folder)
+    while left and time.monotonic() < until:
+        time.sleep(0.02)
+        left = daemon_processes(folder)
+    words = [f"{process.pid} {process.cmdline()}" for process in left]
+    for process in left:
+        process.kill()
+    assert not words, f"left behind: {words}"
+
+
+def daemon_processes(folder: Path) -> list[psutil.Process]:
+    """The daemon of a runtime folder and the processes of its deployments, with theirs."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("KIT_RUNTIME_DIR") == str(folder) and process.pid != os.getpid():
+                command = " ".join(process.cmdline())
+                if "kit.daemon" in command or "kit.engine" in command:
+                    found.append(process)
+    return found

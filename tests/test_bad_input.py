@@ -87,7 +87,7 @@ def serves(deployment: Any) -> bool:
         ({"mode": "medium", "model_copies": 0}, "model_copies=0"),
         ({"memory_budget": "two gigs"}, "memory_budget='two gigs'.*2GiB"),
         ({"memory_budget": 0}, "memory_budget=0"),
-        ({"name": "mine"}, "name='mine'.*aren't part of this version"),
+        ({"name": "my model"}, "name='my model'"),
         ({"keep_alive": 5}, "keep_alive=5"),
     ],
 )

@@ -58,6 +58,11 @@ class Backlog:
         """Note the bytes of an example just sent."""
         self._bytes = size if not self._bytes else 0.8 * self._bytes + 0.2 * size
 
+    @property
+    def cost_s(self) -> float:
+        """Seconds that an example costs, smoothed; 0 while unknown."""
+        return self._cost_s
+
     def add(self, request: Request) -> None:
         """Queue a request."""
         self.queued += request.count

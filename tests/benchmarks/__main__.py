@@ -36,6 +36,7 @@ BENCHMARKS = {
     "stream": "stream_memory",
     "watch": "watch_cost",
     "panel": "panel",
+    "daemon": "daemon",
 }
 
 

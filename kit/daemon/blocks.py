@@ -1,0 +1,266 @@
+"""Arrays, tensors and tables of the wire encoding: element types by name, shapes, bytes, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kit import errors
+from kit.engine.codec import aligned
+
+if TYPE_CHECKING:
+    from kit.daemon.wire import Decoder, Encoder
+
+__all__ = ["Block", "aligned", "of_numpy", "of_tensor", "read", "stackable"]
+
+#: numpy's element types: bool, integers, floats, complex, text, bytes, datetimes; neither objects nor records.
+_NUMPY_DTYPE = re.compile(
+    r"[<>|](b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[US][1-9]\d{0,8}|[mM]8(\[\d{0,6}[a-zA-Z]{1,2}\])?)"
+)
+_TORCH_DTYPES = frozenset(
+    [
+        *("float64", "float32", "float16", "bfloat16", "complex64", "complex128"),
+        *("int64", "int32", "int16", "int8", "uint8", "bool"),
+    ]
+)
+MOST_DIMENSIONS = 32
+
+
+class Block:
+    """Equal elements: their type, "numpy:<f4" or "torch:float32", a shape, and how to write them to memory."""
+
+    __slots__ = ("dtype", "fill", "shape", "size")
+
+    def __init__(self, dtype: str, shape: Sequence[int], itemsize: int, fill: Callable[[memoryview], None]) -> None:
+        self.dtype = dtype
+        self.shape = tuple(shape)
+        self.size = itemsize
+        for length in shape:
+            self.size *= length
+        self.fill = fill
+
+    def write(self, encoder: Encoder) -> None:
+        """Type and shape go into the head, the elements into a buffer."""
+        encoder.text(self.dtype)
+        encoder.head += struct.pack(f"<B{len(self.shape)}Q", len(self.shape), *self.shape)
+        encoder.buffer(self.size, self.fill)
+
+
+def of_numpy(array: Any, original: Any, shape: Sequence[int] | None = None, write: Any = None) -> Block:
+    """The block of a numpy array, or with `write` of something of its element type and another shape."""
+    dtype = array.dtype
+    if _NUMPY_DTYPE.fullmatch(dtype.str) is None or array.ndim > MOST_DIMENSIONS:
+        raise errors.UnsupportedType(
+            f"a numpy {type(original).__name__} of dtype {dtype} can't travel to or from a named deployment: "
+            "convert it to numbers or fixed-width text, or to a list."
+        )
+    shape = array.shape if shape is None else shape
+
+    def fill(target: memoryview) -> None:
+        if target.nbytes:
+            out = np.frombuffer(target, dtype=dtype).reshape(shape)
+            if write is None:
+                np.copyto(out, array)
+            else:
+                write(out)
+
+    return Block(f"numpy:{dtype.str}", shape, dtype.itemsize, fill)
+
+
+def is_tensor(value: Any) -> bool:
+    """True for torch tensors; imports nothing."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def of_tensor(tensor: Any, shape: Sequence[int] | None = None, write: Any = None) -> Block:
+    """The block of a dense tensor of any device; it comes out on the CPU, without gradient."""
+    import torch
+
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in _TORCH_DTYPES or tensor.layout is not torch.strided or tensor.ndim > MOST_DIMENSIONS:
+        raise errors.UnsupportedType(
+            f"a tensor of dtype {tensor.dtype}, layout {tensor.layout} can't travel to or from a named deployment: "
+            "convert it, such as with .dequantize() or .to_dense()."
+        )
+    plain = tensor.detach()
+    shape = tuple(tensor.shape) if shape is None else shape
+
+    def fill(target: memoryview) -> None:
+        if target.nbytes:
+            out = torch.from_numpy(np.frombuffer(target, dtype=np.uint8)).view(plain.dtype).view(shape)
+            if write is None:
+                out.copy_(plain)
+            else:
+                write(out)
+
+    return Block(f"torch:{name}", shape, tensor.element_size(), fill)
+
+
+def stackable(values: list[Any]) -> Block | None:
+    """The block of a list of equal-shaped arrays or tensors, None when it isn't one."""
+    first = values[0]
+    kind = type(first)
+    if kind is np.ndarray:
+        if not first.size or _NUMPY_DTYPE.fullmatch(first.dtype.str) is None or first.ndim >= MOST_DIMENSIONS:
+            return None
+        if not _alike(values, kind, first):
+            return None
+        return of_numpy(first, first, (len(values), *first.shape), lambda out: np.stack(values, out=out))
+    torch = sys.modules.get("torch")
+    if torch is None or kind is not torch.Tensor or not first.numel() or not _alike(values, kind, first):
+        return None
+    if any(value.layout is not torch.strided or not value.is_cpu for value in values):
+        return None
+
+    def stack(out: Any) -> None:
+        with torch.no_grad():
+            torch.stack([value.detach() for value in values], out=out)
+
+    return of_tensor(first, (len(values), *first.shape), stack)
+
+
+def _alike(values: list[Any], kind: Any, first: Any) -> bool:
+    dtype, shape = first.dtype, first.shape
+    return all(type(value) is kind and value.dtype == dtype and value.shape == shape for value in values)
+
+
+@lru_cache(maxsize=64)
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    if _NUMPY_DTYPE.fullmatch(name) is None:
+        raise ValueError(f"element type {name!r}")
+    return np.dtype(name)
+
+
+def read(decoder: Decoder) -> Any:
+    """The array or tensor that comes next: a view of the message's memory unless the decoder copies."""
+    library, _, name = decoder.text().partition(":")
+    dimensions = decoder.bytes(1)[0]
+    if dimensions > MOST_DIMENSIONS:
+        raise ValueError(f"{dimensions} dimensions")
+    shape = struct.unpack(f"<{dimensions}Q", decoder.bytes(8 * dimensions))
+    if library == "numpy":
+        return _read_numpy(decoder, _numpy_dtype(name), shape)
+    if library == "torch" and name in _TORCH_DTYPES:
+        return _read_torch(decoder, name, shape)
+    raise ValueError(f"element type {library}:{name}")
+
+
+def _read_numpy(decoder: Decoder, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    data = decoder.buffer(size)
+    if not size:
+        return np.empty(shape, dtype)
+    found = np.frombuffer(data, dtype=dtype).reshape(shape)
+    return found.copy() if decoder.copy else found
+
+
+def _read_torch(decoder: Decoder, name: str, shape: tuple[int, ...]) -> Any:
+    import torch
+
+    dtype = getattr(torch, name)
+    size = int(dtype.itemsize)
+    for length in shape:
+        size *= length
+    data = decoder.buffer(size)
+    if not size:
+        return torch.empty(shape, dtype=dtype)
+    flat = np.frombuffer(data, dtype=np.uint8)
+    return torch.from_numpy(flat.copy() if decoder.copy else flat).view(dtype).view(shape)
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def is_frame(value: Any) -> bool:
+    """True for pandas DataFrames; imports nothing."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and type(value) is pandas.DataFrame
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise errors.MissingExtra(
+            "DataFrames travel to and from named deployments in Arrow's format: pip install pyarrow."
+        ) from error
+    import pyarrow.ipc
+
+    return pyarrow
+
+
+def frame_bytes(frame: Any) -> bytes:
+    """A DataFrame in Arrow's stream format, index and column types included."""
+    pyarrow = _arrow()
+    kinds = {type(name).__name__ for name in frame.columns}
+    if len(kinds) > 1:
+        raise errors.UnsupportedType(
+            f"a DataFrame with column names of types {', '.join(sorted(kinds))} can't travel to or from a named "
+            "deployment: name all columns by text."
+        )
+    try:
+        table = pyarrow.Table.from_pandas(frame).combine_chunks()
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise errors.UnsupportedType(
+            f"a DataFrame with columns {dict(frame.dtypes.astype(str))} can't travel to or from a named deployment: "
+            f"{error}. Convert the column concerned."
+        ) from error
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def frame_of(data: Any) -> Any:
+    """The inverse of `frame_bytes`; everything in it is checked before it is used."""
+    if type(data) is not bytes:
+        raise ValueError("a table is bytes")
+    pyarrow = _arrow()
+    with pyarrow.ipc.open_stream(data) as reader:
+        table = reader.read_all()
+    table.validate(full=True)
+    return table.to_pandas()
+
+
+def alike(frames: list[Any]) -> bool:
+    """True when DataFrames have the same columns and types, and so can travel as one."""
+    first = frames[0]
+    names = list(first.index.names)
+    return first.columns.is_unique and all(
+        frame.columns.equals(first.columns)
+        and frame.dtypes.equals(first.dtypes)
+        and type(frame.index) is type(first.index)
+        and frame.index.dtype == first.index.dtype
+        and list(frame.index.names) == names
+        for frame in frames[1:]
+    )
+
+
+def frames_bytes(frames: list[Any]) -> bytes:
+    """DataFrames that are `alike`, as one."""
+    import pandas as pd
+
+    return frame_bytes(pd.concat(frames))
+
+
+def frames_of(sizes: Any, data: Any) -> list[Any]:
+    """The inverse of `frames_bytes`, given the rows of each."""
+    whole = frame_of(data)
+    if type(sizes) is not list or any(type(size) is not int or size < 0 for size in sizes):
+        raise ValueError("rows of tables")
+    if sum(sizes) != len(whole):
+        raise ValueError("rows of tables don't add up")
+    found, at = [], 0
+    for size in sizes:
+        found.append(whole.iloc[at : at + size])
+        at += size
+    return found

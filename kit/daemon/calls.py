@@ -1,0 +1,131 @@
+"""What a kernel can ask of a named deployment besides predictions; each runs in the deployment's process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from kit import batching
+
+if TYPE_CHECKING:
+    from kit.daemon.served import Served
+    from kit.deployment import Deployment
+
+Records = dict[str, Any]
+
+
+def settings_of(deployment: Deployment) -> dict[str, Any]:
+    """Its settings as a plain dict."""
+    return asdict(deployment.settings)
+
+
+def describe(handler: Any) -> dict[str, Any]:
+    """What a kernel needs to know of a handler whose class it may not have."""
+    options = batching.options_of(handler)
+    return {
+        "type": type(handler).__name__,
+        "model_id": getattr(handler, "model_id", None),
+        "options": without_functions(options),
+        "shares": handler.share_model_across_processes(),
+        "copies": handler.model_copies(),
+    }
+
+
+def without_functions(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Batching options with True for a function: that there is one matters to who cuts a stream into windows."""
+    return {name: True if callable(value) else value for name, value in options.items()}
+
+
+def _status(served: Served) -> dict[str, Any]:
+    served.serving()
+    return served.status()
+
+
+def _check(served: Served) -> None:
+    served.serving()._engine.raise_if_closed()
+
+
+def _validate(served: Served, inference_args: dict[str, Any]) -> None:
+    served.serving().handler.validate_inference_args(inference_args)
+
+
+def _switch(served: Served, **settings: Any) -> None:
+    served.serving().switch(**settings)
+
+
+def _update(served: Served, model: str | bytes, digest: str) -> None:
+    from kit.daemon.served import rebuild
+
+    served.update(model if isinstance(model, str) else rebuild(model), digest)
+
+
+def _stats(served: Served) -> list[Records]:
+    watch = served.serving()._watch
+    watch.read_memory_now()
+    return watch.rows()
+
+
+def _history(served: Served) -> list[Records]:
+    return served.serving()._engine.history.rows()
+
+
+def _models(served: Served) -> Records:
+    frame = served.serving().models()
+    return {"columns": list(frame.columns), "rows": [list(row) for row in frame.astype(object).values.tolist()]}
+
+
+def _clients(served: Served) -> list[Records]:
+    now = time.monotonic()
+    return [
+        {
+            "notebook": session.said["label"],
+            "pid": session.said["pid"],
+            "connected_s": now - session.connected_at,
+            "requests": session.requests,
+            "examples": session.examples,
+            "in_flight": len(session.waiting),
+            **session.rates(),
+        }
+        for session in list(served.sessions)
+    ]
+
+
+def _summary(served: Served) -> str:
+    from kit.summary import html_summary
+
+    return html_summary(served.serving())
+
+
+def _stop(served: Served) -> None:
+    served.end(served.last_words)
+
+
+def _snapshot(served: Served, seconds: float) -> Records:
+    from kit.daemon import snapshots
+
+    return snapshots.pack(served.serving().snapshot(seconds), served.allow_pickle)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "status": _status,
+    "check": _check,
+    "validate": _validate,
+    "switch": _switch,
+    "cancel_switch": lambda served: served.serving().cancel_switch(),
+    "update": _update,
+    "settings_for": lambda served, **settings: asdict(served.serving().settings_for(**settings)),
+    "snapshot": _snapshot,
+    "kill": lambda served, role, index: served.serving().kill(role, index),
+    "stats": _stats,
+    "history": _history,
+    "models": _models,
+    "counters": lambda served: served.serving().counters,
+    "clients": _clients,
+    "logs": lambda served, lines: served.serving().logs(lines),
+    "summary": _summary,
+    "stop": _stop,
+}
+#: These take long, or import pandas, and a kernel may ask other things meanwhile.
+SLOW = frozenset({"switch", "update", "models", "stats", "kill"})

@@ -1,0 +1,120 @@
+"""``python -m kit ps | top | stop NAME | logs NAME``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from kit import errors
+from kit.daemon import client
+from kit.sizes import format_bytes
+
+_PS = ("name", "state", "handler", "mode", "processes", "threads", "kernels", "pid", "age")
+_TOP = ("name", "mode", "kernels", "elements/s", "queued", "p50", "p99", "memory (PSS)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for an error of the kit, 2 for wrong arguments."""
+    wanted = _parser().parse_args(arguments)
+    try:
+        wanted.run(wanted)
+    except errors.KitError as error:
+        print(f"kit: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m kit", description="Named deployments of this user.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("ps", help="list the deployments").set_defaults(run=_ps)
+    top = commands.add_parser("top", help="rates and memory, once a second until interrupted")
+    top.add_argument("-n", type=int, metavar="TIMES", help="print the table so many times and end")
+    top.set_defaults(run=_top)
+    stop = commands.add_parser("stop", help="end deployments; kernels that use them get an error")
+    stop.add_argument("names", nargs="*", metavar="NAME")
+    stop.add_argument("--all", action="store_true", help="end all, and with them the daemon")
+    stop.set_defaults(run=_stop)
+    logs = commands.add_parser("logs", help="what the serving processes printed")
+    logs.add_argument("name", metavar="NAME")
+    logs.add_argument("-n", type=int, metavar="LINES", help="the last lines only")
+    logs.set_defaults(run=_logs)
+    return parser
+
+
+def _ps(wanted: argparse.Namespace) -> None:
+    rows = [{**row, "age": _age(time.time() - row["since"])} for row in client.overview()]
+    _print(_PS, rows, "no named deployment runs")
+
+
+def _top(wanted: argparse.Namespace) -> None:
+    times = wanted.n
+    while times is None or times > 0:
+        if sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        _print(_TOP, [_figures(name) for name in client.names()], "no named deployment runs")
+        sys.stdout.flush()
+        times = None if times is None else times - 1
+        if times != 0:
+            time.sleep(1.0)
+
+
+def _figures(name: str) -> dict[str, Any]:
+    try:
+        with client.look(name) as (status, connection):
+            row = {"name": name, "mode": status["state"], "kernels": status["kernels"]}
+            if status["state"] != "serving":
+                return row
+            seconds = [entry for entry in connection.call("history") if "elements_per_s" in entry]
+    except (errors.UnknownDeployment, errors.DeploymentLost):
+        return {"name": name, "mode": "ended"}
+    last = seconds[-1] if seconds else {}
+    return {
+        **row,
+        "mode": status["settings"]["mode"],
+        "elements/s": f"{last.get('elements_per_s', 0.0):,.0f}",
+        "queued": last.get("queued", 0),
+        "p50": _milliseconds(last.get("p50_total_s")),
+        "p99": _milliseconds(last.get("p99_total_s")),
+        "memory (PSS)": format_bytes(last.get("pss_bytes", 0)),
+    }
+
+
+def _stop(wanted: argparse.Namespace) -> None:
+    names = client.names() if wanted.all else wanted.names
+    if not names and not wanted.all:
+        raise errors.InvalidSetting("name the deployments to stop, or give --all; `python -m kit ps` lists them.")
+    for name in names:
+        client.stop(name, missing_ok=wanted.all)
+        print(f"stopped {name}")
+
+
+def _logs(wanted: argparse.Namespace) -> None:
+    with client.look(wanted.name) as (_, connection):
+        print(connection.call("logs", lines=wanted.n))
+
+
+def _print(columns: Sequence[str], rows: Sequence[dict[str, Any]], otherwise: str) -> None:
+    if not rows:
+        print(otherwise)
+        return
+    cells = [list(columns), *([str(row.get(name, "")) for name in columns] for row in rows)]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None or seconds != seconds else f"{seconds * 1e3:.3g} ms"

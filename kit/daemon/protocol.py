@@ -1,0 +1,28 @@
+"""Kinds of frames between kernels, the daemon and deployments, and what each one's body holds."""
+
+from __future__ import annotations
+
+#: Changes when frames, or what they hold, do.
+VERSION = 1
+
+#: kernel -> daemon (-> deployment): a dict, see `hello.hello`.
+HELLO = 1
+#: deployment -> kernel, with the ring: the dict of `Served.status`.
+WELCOME = 2
+#: Instead of WELCOME or an answer, or at any time with number 0 as the last word: an error.
+ERROR = 3
+#: deployment -> kernel, with the ring: send the handler.
+NEED_HANDLER = 4
+#: kernel -> deployment: the pickled handler, settings, a sample.
+HANDLER = 5
+#: kernel -> deployment: (isolate, deadline_s, batch_timeout_s, inference_args), examples.
+RUN = 6
+#: deployment -> kernel: failures by index, a count of pieces, and (indices, plain, model ids), values of each.
+ANSWER = 7
+#: kernel -> deployment: drop the request of this number.
+CANCEL = 8
+#: kernel -> deployment: name of a method, its arguments as a dict; and back: its result.
+CALL = 9
+REPLY = 10
+#: daemon -> deployment: a HELLO's dict, with the connection that it came over.
+CONNECTION = 11

@@ -1,0 +1,232 @@
+"""A kernel's connection to a named deployment, as the deployment sees it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import traceback
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from kit import errors
+from kit.daemon import calls, hello, paths
+from kit.daemon.link import Frame, Link, LinkClosed
+from kit.daemon.protocol import ANSWER, CALL, CANCEL, ERROR, HANDLER, NEED_HANDLER, REPLY, RUN, WELCOME
+from kit.daemon.remote_request import RemoteRequest
+from kit.daemon.wire import Decoder, Malformed
+from kit.engine import system
+from kit.engine.codec import Rows
+from kit.engine.trouble import Trouble
+
+if TYPE_CHECKING:
+    from kit.daemon.served import Served
+
+#: Requests of one kernel that may wait at once; its own side keeps below that.
+MOST_WAITING = 4096
+#: Rates are over this many seconds.
+RATE_S = 3
+
+
+class Session:
+    """Reads a kernel's requests in a thread of its own; answers are sent by whoever has them.
+
+    Attributes:
+        waiting: the kernel's requests by number.
+        requests, examples: how many were asked for, for the picture of who uses the deployment.
+    """
+
+    def __init__(self, sock: socket.socket, said: dict[str, Any], served: Served) -> None:
+        self.link = Link(sock)
+        self.said = said
+        self.served = served
+        self.waiting: dict[int, RemoteRequest] = {}
+        self.requests = self.examples = 0
+        self.connected_at = time.monotonic()
+        self._shared_ring = False
+        self._by_second: deque[list[int]] = deque(maxlen=RATE_S + 1)  # [second, requests, examples]
+        peer = paths.peer_of(sock)
+        watched = system.pidfd(peer[0]) if peer is not None and peer[0] > 0 else None
+        if watched is not None:
+            self.link.watch_peer(watched)
+
+    def start(self) -> None:
+        """Begin."""
+        threading.Thread(target=self._run, name="kit-session", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            if self._enter():
+                while True:
+                    frame = self.link.receive()
+                    if frame is not None:
+                        self._take(frame)
+                        del frame  # it leases memory that the kernel may want
+        except (LinkClosed, Malformed):
+            pass  # nothing of this kernel's is left below, and others aren't concerned
+        except Exception:
+            traceback.print_exc()
+        finally:
+            self._leave()
+
+    def _enter(self) -> bool:
+        """The answer to the hello; False when that was all."""
+        try:
+            if self.said["action"] == hello.LOOK:
+                self._send_ring(WELCOME, {**self.served.status(), "known": True})
+            else:
+                hello.check_versions(self.said, f"the deployment {self.served.name!r}")
+                known = self.served.admit(self.said, self)
+                self.served.sessions.append(self)
+                self.link.allow_pickle = self.served.allow_pickle
+                self._send_ring(WELCOME, {**self.served.status(), "known": known})
+        except errors.KitError as error:
+            self._send_error(0, error)
+            self.link.drain(1.0)
+            return False
+        finally:
+            self.served.answered(self)
+        return True
+
+    def _send_ring(self, kind: int, value: Any) -> None:
+        encoder = self.link.encoder().add(value)
+        fd = -1
+        if not self._shared_ring:
+            self._shared_ring = True
+            fd = self.link.make_ring()
+        try:
+            self.link.send(kind, encoder, fd=fd)
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def fetch_handler(self) -> dict[str, Any]:
+        """Ask the kernel for its handler and settings; the handler comes as bytes.
+
+        Raises:
+            LinkClosed, Malformed: the kernel is gone, or talks nonsense.
+        """
+        self._send_ring(NEED_HANDLER, None)
+        while True:
+            frame = self.link.receive()
+            if frame is not None:
+                break
+        found = frame.decoder.value() if frame.kind == HANDLER else None
+        names = {"handler", "settings", "sample", "keep_alive_s", "allow_pickle"}
+        if not isinstance(found, dict) or set(found) != names or not isinstance(found["settings"], dict):
+            raise Malformed("not a handler")
+        return found
+
+    # ---- requests ----------------------------------------------------------------------------
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == RUN:
+            self._run_request(frame.number, frame.decoder)
+        elif frame.kind == CANCEL:
+            request = self.waiting.pop(frame.number, None)
+            if request is not None:
+                request.future.cancel()
+        elif frame.kind == CALL:
+            self._call(frame.number, frame.decoder)
+        else:
+            raise Malformed(f"an unexpected frame of kind {frame.kind}")
+
+    def _run_request(self, number: int, decoder: Decoder) -> None:
+        options, examples = decoder.value(), decoder.value()
+        if len(self.waiting) >= MOST_WAITING or number in self.waiting or type(examples) not in (list, Rows):
+            raise Malformed("not a request")
+        request = RemoteRequest.make(options, examples, self)
+        self.served.used_at = time.monotonic()
+        self._count(request.count)
+        self.waiting[number] = request
+        request.future.add_done_callback(lambda future: self._answer(number, request, future))
+        try:
+            dispatcher = request.dispatcher
+            self.served.turns.asks(self)
+            dispatcher.submit(request)
+            with dispatcher.lock:
+                if request in dispatcher.backlog.requests and self.served.turns.goes_first(self):
+                    dispatcher.backlog.requests.remove(request)
+                    dispatcher.backlog.requests.appendleft(request)
+        except errors.KitError as error:
+            request.fail_all(error)
+
+    def _answer(self, number: int, request: RemoteRequest, future: Future[list[Any]]) -> None:
+        """Send an answer, in the thread that completes it."""
+        self.waiting.pop(number, None)
+        if future.cancelled():
+            return
+        self.served.used_at = time.monotonic()
+        error = future.exception()
+        try:
+            if error is None:
+                self.link.send(ANSWER, request.encode(self.link.encoder()), number)
+            else:
+                self._send_error(number, error)
+        except LinkClosed:
+            return  # the session's thread sees it too, and cleans up
+        except Exception as trouble:
+            self._send_error(number, trouble)
+
+    def _send_error(self, number: int, error: BaseException) -> None:
+        try:
+            self.link.send(ERROR, self.link.encoder().add(list(Trouble.of(error))), number)
+        except LinkClosed:
+            return
+
+    def _count(self, examples: int) -> None:
+        self.requests += 1
+        self.examples += examples
+        second = int(time.monotonic())
+        if not self._by_second or self._by_second[-1][0] != second:
+            self._by_second.append([second, 0, 0])
+        self._by_second[-1][1] += 1
+        self._by_second[-1][2] += examples
+
+    def rates(self) -> dict[str, float]:
+        """Requests and elements a second over the last RATE_S whole seconds."""
+        now = int(time.monotonic())
+        recent = [row for row in list(self._by_second) if now - RATE_S <= row[0] < now]
+        return {
+            "requests_per_s": sum(row[1] for row in recent) / RATE_S,
+            "elements_per_s": sum(row[2] for row in recent) / RATE_S,
+        }
+
+    # ---- calls -------------------------------------------------------------------------------
+
+    def _call(self, number: int, decoder: Decoder) -> None:
+        name, arguments = decoder.value(), decoder.value()
+        if type(name) is not str or type(arguments) is not dict or name not in calls.CALLS:
+            raise Malformed("not a call")
+        if name in calls.SLOW:
+            threading.Thread(target=self._reply, args=(number, name, arguments), name="kit-call", daemon=True).start()
+        else:
+            self._reply(number, name, arguments)
+
+    def _reply(self, number: int, name: str, arguments: dict[str, Any]) -> None:
+        try:
+            value = calls.CALLS[name](self.served, **arguments)
+            self.link.send(REPLY, self.link.encoder().add(value), number)
+        except LinkClosed:
+            return
+        except Exception as error:
+            self._send_error(number, error)
+
+    # ---- end ---------------------------------------------------------------------------------
+
+    def say_goodbye(self, error: errors.KitError) -> None:
+        """Tell the kernel why nothing more comes."""
+        self._send_error(0, error)
+        self.link.drain(0.5)
+
+    def _leave(self) -> None:
+        """Forget the kernel: what it waits for is cancelled, and its memory is let go."""
+        if self in self.served.sessions:
+            self.served.sessions.remove(self)
+        for request in list(self.waiting.values()):
+            request.future.cancel()
+        self.waiting.clear()
+        self.served.turns.leaves(self)
+        self.link.close()

@@ -1,0 +1,45 @@
+"""A snapshot of a deployment as plain values, and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from kit import errors
+from kit.daemon.calls import without_functions
+from kit.daemon.wire import Encoder
+from kit.metrics import Event
+from kit.settings import Settings
+from kit.snapshot import Snapshot, SwitchProgress
+
+
+def pack(snapshot: Snapshot, allow_pickle: bool) -> dict[str, Any]:
+    """The snapshot as values that travel; examples and results of types that don't are left out."""
+    found = {name: getattr(snapshot, name) for name in Snapshot.__dataclass_fields__}
+    found["settings"] = asdict(snapshot.settings)
+    found["batching"] = without_functions(snapshot.batching)
+    found["counters"] = dict(snapshot.counters)
+    found["events"] = [[event.time, event.kind, event.text, event.pid] for event in snapshot.events]
+    found["latest"] = {name: value for name, value in dict(snapshot.latest).items() if _travels(value, allow_pickle)}
+    found["sample"] = snapshot.sample if _travels(snapshot.sample, allow_pickle) else []
+    found["switching"] = None if snapshot.switching is None else asdict(snapshot.switching)
+    return found
+
+
+def unpack(found: dict[str, Any]) -> Snapshot:
+    """The inverse of `pack`."""
+    found = dict(found)
+    found["settings"] = Settings(**found["settings"])
+    found["events"] = [Event(*event) for event in found["events"]]
+    progress = found["switching"]
+    if progress is not None:
+        found["switching"] = SwitchProgress(**{**progress, "settings": Settings(**progress["settings"])})
+    return Snapshot(**found)
+
+
+def _travels(value: Any, allow_pickle: bool) -> bool:
+    try:
+        Encoder(allow_pickle=allow_pickle).add(value)
+    except errors.KitError:
+        return False
+    return True

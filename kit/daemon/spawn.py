@@ -1,0 +1,146 @@
+"""Reaching the daemon, and starting it when there is none."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from kit import errors
+from kit.daemon import paths
+from kit.daemon.link import Frame, Link, LinkClosed, VersionDiffers
+from kit.daemon.protocol import ERROR, HELLO
+from kit.daemon.wire import trouble_of
+
+START_S = 20.0
+TRIES = 5
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from kit.daemon.daemon import start; start({folder!r}, {ready})"
+
+
+def open_link(
+    said: dict[str, Any], *, start: bool = False, timeout_s: float | None = None
+) -> tuple[Link, Frame] | None:
+    """Connect, say hello, and give the link with the first frame of the answer; None when no daemon runs.
+
+    Args:
+        said: the hello.
+        start: start the daemon when none runs.
+        timeout_s: longest wait for the answer; None where a model may be loaded first.
+
+    Raises:
+        DaemonUnavailable: it can't be started or doesn't answer. DaemonMismatch.
+        KitError: what the daemon, or the deployment, refuses with.
+    """
+    folder = paths.runtime_folder()
+    for last in range(TRIES - 1, -1, -1):
+        sock = connect(folder)
+        if sock is None:
+            if not start:
+                return None
+            _start_daemon(folder)
+            continue
+        link = Link(sock, keep=True)
+        try:
+            return link, _introduce(link, said, timeout_s)
+        except VersionDiffers as error:
+            link.close()
+            raise errors.DaemonMismatch(
+                f"the daemon of {folder} is of another version of the kit ({error}). Install the same version, or end "
+                "the daemon's process and serve again."
+            ) from error
+        except LinkClosed as error:
+            # It was ending just then: the last deployment had been stopped.
+            link.close()
+            if not last:
+                raise errors.DaemonUnavailable(
+                    f"the daemon of {folder} closes each connection ({error}); see {folder / paths.LOG}."
+                ) from error
+        except BaseException:
+            link.close()
+            raise
+    raise errors.DaemonUnavailable(f"the daemon ends as soon as it is started; see {folder / paths.LOG}.")
+
+
+def _introduce(link: Link, said: dict[str, Any], timeout_s: float | None) -> Frame:
+    link.send(HELLO, link.encoder().add(said))
+    frame = link.receive(timeout_s)
+    if frame is None:
+        raise errors.DaemonUnavailable(f"no answer from the daemon within {timeout_s} s.")
+    if frame.kind == ERROR:
+        raise trouble_of(frame.decoder.value()).error()
+    return frame
+
+
+def connect(folder: Path) -> socket.socket | None:
+    """A socket to the daemon of `folder`, None when none listens there.
+
+    Raises:
+        DaemonUnavailable: another user's process listens, or the socket can't be used.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with paths.address(folder) as path:
+            sock.connect(path)
+        if paths.is_ours(sock):
+            return sock
+        raise errors.DaemonUnavailable(f"a process of another user listens in {folder}: name another {paths.VARIABLE}.")
+    except (FileNotFoundError, ConnectionRefusedError):
+        sock.close()
+        return None
+    except OSError as error:
+        sock.close()
+        raise errors.DaemonUnavailable(f"the daemon of {folder} can't be reached: {error.strerror}.") from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _start_daemon(folder: Path) -> None:
+    """Start the daemon unless another process has just done so; one at a time."""
+    try:
+        starting = os.open(folder / paths.STARTING, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise errors.DaemonUnavailable(f"nothing can be written in {folder}: {error.strerror}.") from error
+    try:
+        fcntl.flock(starting, fcntl.LOCK_EX)
+        sock = connect(folder)
+        if sock is not None:
+            sock.close()
+            return
+        _launch(folder)
+    finally:
+        os.close(starting)
+
+
+def _launch(folder: Path) -> None:
+    ready, theirs = os.pipe()
+    path = [entry if entry else os.getcwd() for entry in sys.path]
+    code = _BOOTSTRAP.format(path=path, folder=str(folder), ready=theirs)
+    try:
+        # A session of its own, and its parent ends at once: neither interrupt nor shutdown of a kernel reaches it.
+        subprocess.run(
+            [sys.executable, "-c", code],
+            pass_fds=[theirs],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            check=False,
+        )
+        os.close(theirs)
+        theirs = -1
+        if not select.select([ready], [], [], START_S)[0]:
+            raise errors.DaemonUnavailable(f"the daemon didn't start within {START_S:g} s; see {folder / paths.LOG}.")
+        words = os.read(ready, 4096).decode("utf-8", "replace")
+    finally:
+        os.close(ready)
+        if theirs >= 0:
+            os.close(theirs)
+    if words != "ready":
+        raise errors.DaemonUnavailable(f"the daemon couldn't start: {words or f'see {folder / paths.LOG}'}")

@@ -1,0 +1,264 @@
+"""The IPython extension: ``%load_ext kit`` gives %serve, %switch, %models, %stats, %panel, %unserve and %%infer."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.error import TryNext, UsageError
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
+
+import kit
+from kit import errors
+from kit.magics_args import HelpShown, options_of, parsers, settings_of, split_expression
+from kit.settings import MODES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kit.deployment import Deployment
+
+#: Errors of what was typed, told in one line; others show where they come from.
+_TYPED = (errors.InvalidSetting, errors.NameTaken, errors.UnknownDeployment, errors.BudgetExceeded)
+
+
+def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Show errors of what was typed in one line."""
+
+    @functools.wraps(method)
+    def run(*args: Any) -> Any:
+        try:
+            return method(*args)
+        except HelpShown:
+            return None
+        except _TYPED as error:
+            raise UsageError(str(error)) from error
+
+    return run
+
+
+@magics_class
+class KitMagics(Magics):
+    """The magics, and what they have served or connected to."""
+
+    def __init__(self, shell: Any) -> None:
+        super().__init__(shell)
+        self.parsers = parsers()
+        self._connected: dict[str, Any] = {}
+        # By expression: running a cell again must not leave two deployments, and Out[...] keeps the first.
+        self._own: dict[str, Deployment] = {}
+        self._latest: Deployment | None = None
+
+    def _parse(self, magic: str, line: str) -> argparse.Namespace:
+        return self.parsers[magic].parse_line(line)
+
+    @no_var_expand
+    @line_magic
+    @_plainly
+    def serve(self, line: str) -> Deployment:
+        """Serve a model handler: %serve HANDLER_EXPR --name NAME --mode MODE ...; see %serve --help."""
+        expression, options = split_expression(line)
+        wanted = self._parse("serve", options)
+        if not expression:
+            raise UsageError("%serve: give an expression of a model handler, such as %serve handler --name minilm")
+        handler = self.shell.ev(expression)
+        settings = {"mode": wanted.mode, **settings_of(wanted)}
+        if wanted.name is None:
+            deployment = self._serve_here(expression, handler, settings, wanted)
+        else:
+            deployment = self._serve_named(handler, settings, wanted)
+        self._latest = deployment
+        return deployment
+
+    def _serve_here(
+        self, expression: str, handler: Any, settings: dict[str, Any], wanted: argparse.Namespace
+    ) -> Deployment:
+        """A deployment of this kernel."""
+        former = self._own.pop(expression, None)
+        if former is not None:
+            former.close()
+        deployment = kit.deploy(
+            handler,
+            **settings,
+            keep_alive=wanted.keep_alive,
+            replace=wanted.replace,
+            allow_pickle=wanted.allow_pickle,
+        )
+        self._own[expression] = deployment
+        print(
+            f"It lives in this kernel (pid {os.getpid()}) and ends with it. With --name NAME it would live in the "
+            "daemon, for all your kernels."
+        )
+        return deployment
+
+    def _serve_named(self, handler: Any, settings: dict[str, Any], wanted: argparse.Namespace) -> Any:
+        began = time.monotonic()
+        deployment: Any = kit.deploy(
+            handler,
+            **settings,
+            name=wanted.name,
+            keep_alive=wanted.keep_alive,
+            replace=wanted.replace,
+            allow_pickle=wanted.allow_pickle,
+        )
+        self._connected[wanted.name] = deployment
+        done = "attached: it was served already" if deployment.attached else "served"
+        print(f"{wanted.name}: {done} ({time.monotonic() - began:.2f} s, mode {deployment.mode!r}).")
+        if deployment.attached and wanted.mode not in (None, deployment.mode):
+            print(f"It stays in mode {deployment.mode!r}; %switch {wanted.mode} {wanted.name} changes that.")
+        return deployment
+
+    @no_var_expand
+    @line_magic
+    @_plainly
+    def switch(self, line: str) -> None:
+        """Change the serving mode and other settings, live: %switch MODE [NAME] [--processes N] ..."""
+        wanted = self._parse("switch", line)
+        words = list(wanted.words)
+        settings = settings_of(wanted)
+        mode = words.pop(0) if words and (words[0] in MODES or len(words) > 1) else None
+        if mode is None and words and all(value is None for value in settings.values()):
+            raise UsageError(f"%switch: {words[0]!r} is no mode; give one of {', '.join(MODES)}")
+        if len(words) > 1 or (mode is None and all(value is None for value in settings.values())):
+            raise UsageError(f"%switch: give a mode ({', '.join(MODES)}) and at most one name; see %switch --help")
+        deployment = self._find(words[0] if words else None)
+        before, began = deployment.mode, time.monotonic()
+        deployment.switch(mode, **settings)
+        print(f"{before} → {deployment.mode} in {time.monotonic() - began:.2f} s.")
+
+    @line_magic
+    @_plainly
+    def models(self, line: str) -> pd.DataFrame:
+        """The models that a deployment holds: %models [NAME]"""
+        return self._find(self._parse("models", line).name).models()
+
+    @line_magic
+    @_plainly
+    def stats(self, line: str) -> pd.DataFrame:
+        """The processes of a deployment: %stats [NAME]"""
+        return self._find(self._parse("stats", line).name).stats()
+
+    @line_magic
+    @_plainly
+    def panel(self, line: str) -> Any:
+        """Watch a deployment and switch its mode: %panel [NAME]"""
+        deployment = self._find(self._parse("panel", line).name)
+        try:
+            # By name: the widgets need ipywidgets, and the kit itself never does.
+            panel = importlib.import_module("widgets").ServingPanel
+        except ImportError as error:
+            raise errors.MissingExtra(
+                f"the panel needs ipywidgets ({error}): pip install ipywidgets, or look at %stats and %models."
+            ) from error
+        return panel(deployment)
+
+    @line_magic
+    @_plainly
+    def unserve(self, line: str) -> None:
+        """End a deployment, for all kernels: %unserve NAME"""
+        name = self._parse("unserve", line).name
+        if name is not None and name not in self._connected and not self._is_variable(name):
+            from kit.daemon import client
+
+            client.stop(name)
+            print(f"{name}: ended.")
+            return
+        deployment: Any = self._find(name)
+        if hasattr(deployment, "stop"):
+            deployment.stop()
+            self._connected.pop(deployment.name, None)
+        else:
+            deployment.close()
+            self._own = {text: own for text, own in self._own.items() if own is not deployment}
+        if self._latest is deployment:
+            self._latest = None
+        print(f"{name or 'the latest deployment'}: ended.")
+
+    @no_var_expand
+    @line_cell_magic
+    @_plainly
+    def infer(self, line: str, cell: str = "") -> pd.DataFrame | None:
+        """Predictions for the examples that the body gives: %%infer [NAME] [--lines] [--into VAR]"""
+        wanted = self._parse("infer", line)
+        if wanted.into is not None and not wanted.into.isidentifier():
+            raise UsageError(f"%%infer: --into {wanted.into!r} is no name of a variable")
+        deployment = self._find(wanted.name)
+        if wanted.lines:
+            examples: Any = [text for text in cell.splitlines() if text.strip()]
+        elif cell.strip():
+            examples = self.shell.ev(f"(\n{cell}\n)")
+        else:
+            raise UsageError("%%infer: the cell's body is empty; give an expression of examples, or lines with --lines")
+        found = examples | kit.RunInference(deployment)
+        predictions = found if isinstance(found, kit.Predictions) else kit.Predictions(list(found))
+        frame = predictions.to_frame()
+        if wanted.into is None:
+            return frame
+        self.shell.user_ns[wanted.into] = frame
+        return None
+
+    # ---- which deployment ----------------------------------------------------------------------
+
+    def _is_variable(self, name: str) -> bool:
+        from kit.deployment import Deployment
+
+        return isinstance(self.shell.user_ns.get(name), Deployment)
+
+    def _find(self, name: str | None) -> Deployment:
+        """A deployment by its name or its variable's; the latest for None."""
+        if name is None:
+            if self._latest is None or self._latest.closed:
+                raise UsageError("nothing is served from here yet: %serve HANDLER_EXPR --name NAME, or give a name")
+            return self._latest
+        known: Deployment | None = self._connected.get(name)
+        if known is None or known.closed:
+            known = self.shell.user_ns[name] if self._is_variable(name) else kit.connect(name)
+            if hasattr(known, "attached"):
+                self._connected[name] = known
+        self._latest = known
+        return known
+
+    # ---- completion ----------------------------------------------------------------------------
+
+    def complete(self, magic: str, event: Any) -> list[str]:
+        """Names, modes and options that may stand where the cursor is."""
+        words = event.line.split()[1:]
+        here = event.symbol
+        before = words[:-1] if here and words else words
+        if before and before[-1] == "--mode":
+            return list(MODES)
+        if here.startswith("-"):
+            return list(options_of(self.parsers[magic]))
+        if magic == "serve":
+            if before and before[-1] == "--name":
+                return self._names()
+            raise TryNext  # an expression: IPython completes it
+        positional = [word for word in before if not word.startswith("-")]
+        if magic == "switch" and not positional:
+            return list(MODES)
+        return self._names()
+
+    def _names(self) -> list[str]:
+        from kit.daemon import client
+
+        try:
+            return client.names()
+        except errors.KitError:
+            return []  # completing never fails
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Register the magics and their completion."""
+    magics = KitMagics(shell)
+    shell.register_magics(magics)
+    for magic in magics.parsers:
+
+        def complete(_: Any, event: Any, magic: str = magic) -> list[str]:
+            return magics.complete(magic, event)
+
+        shell.set_hook("complete_command", complete, str_key=f"%%{magic}" if magic == "infer" else f"%{magic}")

@@ -1,0 +1,239 @@
+"""The extension: magics with help, errors in one line, completion, and expressions left alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+
+import kit
+from kit.daemon import client
+from kit.magics_args import split_expression
+
+CELL = """
+import kit
+class Times(kit.ModelHandler):
+    def __init__(self, factors, prefix=""):
+        super().__init__()
+        self.factors, self.prefix = factors, prefix
+    def load_model(self): return self.factors
+    def run_inference(self, batch, model, inference_args=None):
+        return [self.prefix + str(x) if self.prefix else x * model["a"] for x in batch]
+"""
+
+
+@pytest.fixture
+def shell(runtime: Path) -> Iterator[InteractiveShell]:
+    """A shell with the extension loaded and a handler's class defined in a cell."""
+    InteractiveShell.clear_instance()
+    found = InteractiveShell.instance()
+    found.run_line_magic("load_ext", "kit")
+    assert found.run_cell(CELL).success
+    yield found
+    for value in list(found.user_ns.values()):
+        if isinstance(value, kit.Deployment):
+            value.close()
+    for own in found.magics_manager.registry["KitMagics"]._own.values():
+        own.close()
+    found.reset()
+    InteractiveShell.clear_instance()
+
+
+def line(shell: InteractiveShell, text: str) -> Any:
+    name, _, rest = text.partition(" ")
+    return shell.run_line_magic(name.lstrip("%"), rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "expression", "options"),
+    [
+        ("handler --name a", "handler", "--name a"),
+        ("K([M(['a'], mh)]) --mode large", "K([M(['a'], mh)])", "--mode large"),
+        ("H('x --name y') --name z", "H('x --name y')", "--name z"),
+        ('H(""" it\'s --no """, {"k": 1}) --name z', 'H(""" it\'s --no """, {"k": 1})', "--name z"),
+        (r"H('\' --a') --name z", r"H('\' --a')", "--name z"),
+        ("H(1 --2)", "H(1 --2)", ""),
+        ("f'{x}$y' --name z", "f'{x}$y'", "--name z"),
+        ("--help", "", "--help"),
+        ("handler", "handler", ""),
+    ],
+)
+def test_the_expression_runs_to_the_first_option_outside_brackets_and_quotes(
+    text: str, expression: str, options: str
+) -> None:
+    assert split_expression(text) == (expression, options)
+
+
+def test_loading_the_extension_is_quick_and_brings_no_torch() -> None:
+    code = (
+        "import sys\nfrom IPython.core.interactiveshell import InteractiveShell\ns = InteractiveShell.instance()\n"
+        "before = set(sys.modules)\ns.run_line_magic('load_ext', 'kit')\nnew = set(sys.modules) - before\n"
+        "import json; print(json.dumps(sorted(n for n in new if '.' not in n)))"
+    )
+    found = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert "kit" in found
+    assert not {"torch", "pandas", "ipywidgets", "widgets", "matplotlib", "numpy"} & set(found)
+
+
+def test_serve_infer_switch_and_unserve(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+    deployment = line(shell, '%serve Times({"a": 3}) --name times --processes 1 --keep-alive 30m')
+    assert "times: served" in capsys.readouterr().out
+    frame = shell.run_cell_magic("infer", "times", "[1, 2,\n 3]")
+    assert isinstance(frame, pd.DataFrame)
+    assert list(frame["inference"]) == [3, 6, 9]
+    assert list(shell.run_cell_magic("infer", "", "(x for x in range(3))")["inference"]) == [0, 3, 6]
+    assert shell.run_cell_magic("infer", "--into found", "[5]") is None
+    assert list(shell.user_ns["found"]["inference"]) == [15]
+    capsys.readouterr()
+    line(shell, "%switch large")
+    assert "default → large" in capsys.readouterr().out
+    line(shell, "%switch --processes 2")
+    line(shell, "%switch medium times --copies 3")
+    settings = deployment.settings
+    assert (settings.mode, settings.processes, settings.model_copies) == ("medium", 2, 3)
+    assert list(line(shell, "%models")["state"]) == ["resident"]
+    assert "worker" in set(line(shell, "%stats times")["role"])
+    line(shell, "%unserve times")
+    assert client.names() == []
+    assert deployment.closed
+
+
+def test_lines_of_text_are_examples(shell: InteractiveShell) -> None:
+    line(shell, "%serve Times({}, 'got {it} $HOME ') --name texts --processes 1")
+    frame = shell.run_cell_magic("infer", "texts --lines", "first {x}\n\n  second $y\n")
+    assert list(frame["inference"]) == ["got {it} $HOME first {x}", "got {it} $HOME   second $y"]
+
+
+def test_running_all_again_attaches_and_another_handler_needs_replace(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line(shell, "%serve Times({'a': 3}) --name times --processes 1")
+    assert shell.run_cell(CELL).success
+    capsys.readouterr()
+    again = line(shell, "%serve Times({'a': 3}) --name times --mode large")
+    out = capsys.readouterr().out
+    assert "attached" in out
+    assert "%switch large times" in out
+    with pytest.raises(UsageError, match="--replace"):
+        line(shell, "%serve Times({'a': 4}) --name times")
+    line(shell, "%serve Times({'a': 4}) --name times --replace")
+    assert again.predict([1])[0].inference == 4
+
+
+def test_without_a_name_it_says_where_it_lives_and_never_leaves_two(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = line(shell, "%serve Times({'a': 2}) --processes 1")
+    assert "lives in this kernel" in capsys.readouterr().out
+    second = line(shell, "%serve Times({'a': 2}) --processes 1")
+    assert first.closed
+    assert list(shell.run_cell_magic("infer", "", "[4]")["inference"]) == [8]
+    shell.user_ns["mine"] = second
+    assert list(shell.run_cell_magic("infer", "mine", "[4]")["inference"]) == [8]
+    line(shell, "%unserve mine")
+    assert second.closed
+
+
+@pytest.mark.parametrize("magic", ["serve", "switch", "models", "stats", "panel", "unserve"])
+def test_help_is_shown_and_nothing_is_done(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], magic: str
+) -> None:
+    assert line(shell, f"%{magic} --help") is None
+    assert f"%{magic}" in capsys.readouterr().out
+    assert line(shell, "%infer --help") is None
+    assert "--into" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("%serve", "give an expression"),
+        ("%serve Times({}) --mode huge", "invalid choice: 'huge'"),
+        ("%serve Times({}) --processes many", "invalid int value"),
+        ("%serve Times({}) --processes 0", "processes=0"),
+        ("%serve Times({}) --nme x", "unrecognized arguments: --nme x"),
+        ("%serve Times({}) --name a/b", "name='a/b'"),
+        ("%serve Times", "make an object of it"),
+        ("%serve Times({}) --keep-alive 30m", "name="),
+        ("%switch huge", "no mode"),
+        ("%switch", "give a mode"),
+        ("%switch large", "nothing is served from here yet"),
+        ("%switch large nobody", "no deployment is named 'nobody'"),
+        ("%stats nobody", "no deployment is named 'nobody'"),
+        ("%models a b", "unrecognized arguments"),
+        ("%unserve nobody", "no deployment is named 'nobody'"),
+        ("%unserve 'open", "No closing quotation"),
+    ],
+)
+def test_argument_errors_are_one_line(shell: InteractiveShell, text: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        line(shell, text)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_of_the_cell_itself_are_told(shell: InteractiveShell) -> None:
+    line(shell, "%serve Times({'a': 3}) --name times --processes 1")
+    for cell in (lambda: line(shell, "%infer times"), lambda: shell.run_cell_magic("infer", "", " \n")):
+        with pytest.raises(UsageError, match="empty"):
+            cell()
+    with pytest.raises(UsageError, match="no name of a variable"):
+        shell.run_cell_magic("infer", "--into 3x", "[1]")
+    with pytest.raises(NameError, match="nobody"):
+        shell.run_cell_magic("infer", "", "nobody")
+    with pytest.raises(NameError, match="Tmes"):
+        line(shell, "%serve Tmes({})")
+
+
+def test_names_modes_and_options_are_completed(shell: InteractiveShell) -> None:
+    line(shell, "%serve Times({'a': 3}) --name times --processes 1")
+
+    def complete(text: str) -> list[str]:
+        return list(shell.complete(None, text, len(text))[1])
+
+    assert set(complete("%switch ")) >= {"default", "medium", "large", "shared"}
+    assert complete("%switch sh") == ["shared"]
+    assert "times" in complete("%switch large ")
+    assert complete("%stats t") == ["times"]
+    assert complete("%unserve t") == ["times"]
+    assert complete("%%infer t") == ["times"]
+    assert complete("%serve x --mode sh") == ["shared"]
+    assert "--keep-alive" in complete("%serve x --k")
+    assert "--into" in complete("%%infer --i")
+
+
+def test_completion_starts_no_daemon(shell: InteractiveShell, runtime: Path) -> None:
+    shell.complete(None, "%stats ", 7)
+    assert list(runtime.iterdir()) == []
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "kit", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_everything_works_from_a_terminal(runtime: Path) -> None:
+    assert "no named deployment" in run("ps").stdout
+    noisy = kit.ModelHandler.from_callable(lambda: print("hello from load"), lambda batch, model: list(batch))
+    with kit.deploy(noisy, name="noisy", processes=1) as deployment:
+        deployment.predict([1])
+        found = run("ps").stdout.splitlines()
+        assert found[0].split()[:4] == ["name", "state", "handler", "mode"]
+        assert found[1].split()[:4] == ["noisy", "serving", "CallableModelHandler", "default"]
+        assert "hello from load" in run("logs", "noisy").stdout
+        assert run("logs", "noisy", "-n", "0").stdout.strip() == ""
+        assert "noisy" in run("top", "-n", "1").stdout
+        failed = run("stop", "other")
+        assert failed.returncode == 1
+        assert "'noisy'" in failed.stderr
+        assert run("stop").returncode == 1
+        assert run("nonsense").returncode == 2
+        assert "stopped noisy" in run("stop", "--all").stdout
+        assert "no named deployment" in run("ps").stdout
