@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from kit.engine import core
     from kit.engine.watch import Watch
+    from kit.file_watch import ModelWatch
     from kit.snapshot import Snapshot
 
 
@@ -292,6 +293,41 @@ class Deployment:
         self._engine.raise_if_closed()
         return self._engine.topology.deaths.kill(role, index)
 
+    # ---- past one machine, and other versions --------------------------------------------------
+
+    def to_beam(self, inference_args: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """A step of an Apache Beam pipeline with this handler and these settings: a `kit.beam.RunInference`.
+
+        Args:
+            inference_args: passed to ``run_inference``.
+            options: those of `kit.beam.RunInference`, such as ``processes=8`` for larger machines.
+
+        Raises:
+            MissingExtra: Apache Beam isn't installed.
+        """
+        import kit
+
+        return kit.beam.RunInference(self, inference_args, **options)
+
+    def watch(self, pattern: str, interval_s: float = 5.0) -> ModelWatch:
+        """Update the model whenever a newer file matches a pattern, such as ``"models/*.safetensors"``.
+
+        The path of the newest file goes to `update_model` once its size and time of change have been the same
+        for `interval_s`. Files that are there already aren't loaded; one of them that is written anew is. A
+        file that can't be served changes nothing: the model that serves goes on, the error is kept and noted
+        in the history, and the file is tried again only when it changes.
+
+        Args:
+            interval_s: seconds between two looks.
+
+        Returns:
+            A handle with ``stop()``, ``updates`` and ``errors``; it ends with the deployment.
+        """
+        from kit.file_watch import ModelWatch
+
+        self.raise_if_closed()
+        return ModelWatch(self, pattern, interval_s).start()
+
     # ---- end ---------------------------------------------------------------------------------
 
     @property
@@ -309,6 +345,10 @@ class Deployment:
                 callbacks.remove(callback)
 
         return take_back
+
+    def note(self, kind: str, text: str) -> None:
+        """Put an event into the history."""
+        self._engine.event(kind, text)
 
     def raise_if_closed(self) -> None:
         """Raise DeploymentClosed, or what else ended it, when no request can be answered any more."""

@@ -125,6 +125,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "clients": _clients,
     "logs": lambda served, lines: served.serving().logs(lines),
     "summary": _summary,
+    "note": lambda served, kind, text: served.serving().note(kind, text),
     "stop": _stop,
 }
 #: These take long, or import pandas, and a kernel may ask other things meanwhile.

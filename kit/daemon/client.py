@@ -249,6 +249,10 @@ class RemoteDeployment(Deployment):
         """True once this kernel has let go of it, or it is gone."""
         return self._connection.ended is not None
 
+    def note(self, kind: str, text: str) -> None:
+        """As `Deployment.note`."""
+        self._connection.call("note", kind=kind, text=text)
+
     def raise_if_closed(self) -> None:
         """Raise DeploymentLost or DeploymentClosed, or what else ended it, when nothing can be answered any more."""
         self._connection.call("check")

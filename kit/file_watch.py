@@ -1,0 +1,136 @@
+"""Hot updates from files: the newest file that matches a pattern becomes the model."""
+
+from __future__ import annotations
+
+import glob
+import os
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from kit import errors
+
+if TYPE_CHECKING:
+    from kit.deployment import Deployment
+
+#: How often a watch looks whether its deployment has ended, seconds.
+LOOK_S = 0.5
+
+
+class Version(NamedTuple):
+    """A file as it stood when it was looked at; differs whenever the file was written."""
+
+    changed_ns: int  # also when it was moved here, which leaves the time of writing
+    mtime_ns: int
+    path: str
+    size: int
+    inode: int
+
+
+class ModelWatch:
+    """Made by `Deployment.watch`; a thread that looks at files.
+
+    Attributes:
+        updates: paths that became the model, in order.
+        errors: (path, error) of files that couldn't be served.
+        error: the latest error, None when the latest file is served.
+    """
+
+    def __init__(self, deployment: Deployment, pattern: str, interval_s: float) -> None:
+        if not isinstance(pattern, str | os.PathLike) or not os.fspath(pattern):
+            raise errors.InvalidSetting(f"pattern={pattern!r}: give a path with wildcards, such as 'models/*.pt'.")
+        if isinstance(interval_s, bool) or not isinstance(interval_s, int | float) or not interval_s > 0:
+            raise errors.InvalidSetting(f"interval_s={interval_s!r}: give seconds above 0.")
+        self.pattern = os.path.abspath(os.fspath(pattern))
+        self.interval_s = interval_s
+        self.updates: list[str] = []
+        self.errors: list[tuple[str, Exception]] = []
+        self.error: Exception | None = None
+        # Weak: a watch mustn't keep alive a deployment that nobody else wants.
+        self._deployment = weakref.ref(deployment)
+        self._stop = threading.Event()
+        self._handled = self._newest()
+        self._thread = threading.Thread(target=self._run, name="kit-watch-files", daemon=True)
+
+    def start(self) -> Self:
+        """Begin to look."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Look no more; an update under way is finished first. Idempotent."""
+        self._stop.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    @property
+    def running(self) -> bool:
+        """True while it looks."""
+        return self._thread.is_alive()
+
+    def __repr__(self) -> str:
+        state = "looking" if self.running else "stopped"
+        return f"<watch of {self.pattern!r}: {state}, {len(self.updates)} updates, {len(self.errors)} errors>"
+
+    # ---- the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        before: Version | None = None
+        while self._wait():
+            newest = self._newest()
+            if newest is not None and newest.size and self._is_news(newest):
+                # The same in two looks: nobody is writing it any more.
+                if newest == before:
+                    self._handled = newest
+                    self._update(newest.path)
+                before = newest
+
+    def _is_news(self, newest: Version) -> bool:
+        """Not so when only the file that was newest is gone."""
+        handled = self._handled
+        return handled is None or (newest != handled and newest.changed_ns >= handled.changed_ns)
+
+    def _wait(self) -> bool:
+        """Wait for the next look; False when there is none."""
+        until = time.monotonic() + self.interval_s
+        while (left := until - time.monotonic()) > 0:
+            if self._stop.wait(min(left, LOOK_S)) or self._ended():
+                return False
+        return not self._ended()
+
+    def _ended(self) -> bool:
+        deployment = self._deployment()
+        return self._stop.is_set() or deployment is None or deployment.closed
+
+    def _newest(self) -> Version | None:
+        found = [version for path in glob.glob(self.pattern, recursive=True) if (version := _look(path)) is not None]
+        return max(found, default=None)
+
+    def _update(self, path: str) -> None:
+        deployment: Any = self._deployment()
+        if deployment is None:
+            return
+        try:
+            deployment.update_model(path)
+        except Exception as error:
+            if self._ended():
+                return
+            words = str(error.args[0]) if error.args else repr(error)
+            deployment.note("warning", f"{path} isn't served, the model before goes on: {words}")
+            self.error = error
+            self.errors.append((path, error))
+        else:
+            self.error = None
+            self.updates.append(path)
+
+
+def _look(path: str) -> Version | None:
+    """The file's version, None for folders and what has just gone."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    if not os.path.isfile(path):
+        return None
+    return Version(found.st_ctime_ns, found.st_mtime_ns, path, found.st_size, found.st_ino)
