@@ -41,10 +41,10 @@ _HOMES = {
     "load_ipython_extension": "kit.magics",
     "_serve_named": "kit.daemon.client",
 }
-_MODULES = ("assets", "errors", "handlers")
+_MODULES = ("assets", "beam", "errors", "handlers")
 
 if TYPE_CHECKING:
-    from kit import assets, errors, handlers
+    from kit import assets, beam, errors, handlers
     from kit.compare import Comparison, compare
     from kit.daemon.client import _serve_named as _serve_named
     from kit.daemon.client import connect, deployments
@@ -80,6 +80,7 @@ __all__ = [
     "RunInference",
     "Settings",
     "assets",
+    "beam",
     "close_all",
     "compare",
     "connect",

@@ -109,7 +109,7 @@ def compare(
     results = [contender.result for contender in contenders]
     if not any(result.measured for result in results):
         raise next(result.error for result in results if result.error is not None)
-    return Comparison(results, f"{type(handler).__name__}, {len(rows):,} examples", budget)
+    return Comparison(results, f"{type(handler).__name__}, {len(rows):,} examples", budget, handler)
 
 
 def _rows(examples: Any) -> Any:
@@ -142,11 +142,13 @@ class Comparison:
         results: one for each contender, the bare loop first.
         title: handler and number of examples.
         memory_budget: bytes, None for none.
+        handler: what was measured.
     """
 
     results: list[Result]
     title: str = ""
     memory_budget: int | None = None
+    handler: Any = field(default=None, repr=False, compare=False)
     _png: dict[str, bytes] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -198,7 +200,8 @@ class Comparison:
             memory_budget: bytes or text; None takes the comparison's, and without one all modes fit.
         """
         budget = parse_bytes(memory_budget) if memory_budget is not None else self.memory_budget
-        return best([result for result in self.results if result.mode != BARE_LOOP], budget)
+        measured = [result for result in self.results if result.mode != BARE_LOOP]
+        return best(measured, budget, self.handler)
 
     # ---- to look at --------------------------------------------------------------------------------
 

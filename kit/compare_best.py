@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from kit.compare_plot import number
 from kit.compare_run import Result
+from kit.errors import InvalidSetting
 from kit.memory import format_bytes
 
 #: Differences below this are taken for noise, whatever the repeats say.
@@ -22,17 +23,35 @@ class Choice:
         mode: None when no mode fits.
         settings: arguments for `kit.deploy(handler, **choice.settings)`; empty when no mode fits.
         reason: a sentence or two with the figures, naming the runner-up.
+        handler: what was measured.
     """
 
     mode: str | None
     settings: dict[str, Any]
     reason: str
+    handler: Any = field(default=None, repr=False, compare=False)
+
+    def to_beam(self, inference_args: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """A step of an Apache Beam pipeline with this mode and its settings: a `kit.beam.RunInference`.
+
+        Args:
+            inference_args: passed to ``run_inference``.
+            options: those of `kit.beam.RunInference`; they go before these settings.
+
+        Raises:
+            InvalidSetting: no mode was chosen. MissingExtra: Apache Beam isn't installed.
+        """
+        import kit
+
+        if self.mode is None:
+            raise InvalidSetting(f"there is no mode to take into a pipeline: {self.reason}")
+        return kit.beam.RunInference(self.handler, inference_args, **{**self.settings, **options})
 
     def __str__(self) -> str:
         return self.reason
 
 
-def best(results: Sequence[Result], budget: int | None) -> Choice:
+def best(results: Sequence[Result], budget: int | None, handler: Any = None) -> Choice:
     """The fastest whose peak PSS is within `budget` (bytes); of those equal within the noise, the smallest."""
     measured = [result for result in results if result.measured]
     if not measured:
@@ -51,7 +70,7 @@ def best(results: Sequence[Result], budget: int | None) -> Choice:
         words += f" Runner-up: {_why_not(runner_up, chosen, budget)}"
     else:
         words += " No other mode was measured."
-    return Choice(chosen.mode, dict(chosen.settings), words)
+    return Choice(chosen.mode, dict(chosen.settings), words, handler)
 
 
 def _noise(one: Result, other: Result) -> float:

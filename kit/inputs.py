@@ -8,7 +8,7 @@ from typing import Any
 from kit.errors import UnsupportedInput
 from kit.shorten import shorten
 
-BEAM_TRANSFORM = "apache_beam.ml.inference.base.RunInference(handler)"
+BEAM_TRANSFORM = "kit.beam.RunInference(handler)"
 
 
 def sized(examples: Any) -> Any:

@@ -169,7 +169,7 @@ def test_what_is_no_list_of_examples_is_refused(double: Any, examples: Any) -> N
 def test_a_pcollection_is_refused_with_advice_either_way() -> None:
     beam = pytest.importorskip("apache_beam")
     pcollection = beam.Pipeline() | beam.Create([1])
-    advice = r"apache_beam\.ml\.inference\.base\.RunInference"
+    advice = r"kit\.beam\.RunInference"
     with pytest.raises(errors.UnsupportedInput, match=advice):
         RunInference(Double())(pcollection)
     with pytest.raises(TypeError, match=advice):

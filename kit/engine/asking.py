@@ -8,9 +8,10 @@ from typing import Any
 def preload_of(handler: Any) -> list[str]:
     """Modules that the fork server imports for a handler, ours or Beam's."""
     own = list(getattr(handler, "preload", ()))
-    module = type(handler).__module__
-    if module.startswith("apache_beam."):
-        own.append(module)
+    while handler is not None:
+        modules = [cls.__module__ for cls in type(handler).__mro__]
+        own += [module for module in modules if module.startswith("apache_beam.")]
+        handler = getattr(handler, "_base", None)  # of Beam's wrappers
     return list(dict.fromkeys(["numpy", "kit.engine.worker", "kit.engine.host", "kit.engine.loader", *own]))
 
 

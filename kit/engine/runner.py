@@ -49,8 +49,8 @@ class Runner:
         self._pre = list(handler.get_preprocess_fns())
         self._post = list(handler.get_postprocess_fns())
         self._skip_batching = bool(handler.should_skip_batching())
-        # A keyed handler's predictions come with their keys, and are finished.
-        self._keyed = bool(getattr(handler, "keyed", False))
+        # A keyed handler's predictions come with their keys, and a pipeline wants bare values: both are finished.
+        self._as_given = any(getattr(handler, name, False) for name in ("keyed", "as_given"))
         self._check: Callable[[], None] = lambda: None
         self._batch_s: float | None = None  # of the latest batch
         self.batch_size: int | None = self._options.get("max_batch_size")
@@ -86,7 +86,7 @@ class Runner:
         values, model_ids, raw, batches = self._compute_all(alive, inference_args, troubles, kept, isolate)
         if self._post:
             values = self._finish(originals, values, model_ids, raw, troubles, isolate)
-        plain = bool(self._post) or (self._keyed and raw)
+        plain = bool(self._post) or (self._as_given and raw)
         return Outcome(values, model_ids, plain, troubles, batches)
 
     def _compute_all(

@@ -1,0 +1,46 @@
+"""What the deployment of a pipeline serves: the handler without its functions, which are steps of the pipeline."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kit import batching
+from kit.handler import _num_bytes
+
+
+def core_of(handler: Any) -> Any:
+    """A copy of a handler without pre- and post-processing, whose bare values come out as they are.
+
+    Beam's RunInference hands out whatever ``run_inference`` gives, and so shall ours.
+    """
+    core = copy.copy(handler)
+    # `list` makes an empty list, and can be pickled.
+    core.get_preprocess_fns = list
+    core.get_postprocess_fns = list
+    core.as_given = True
+    return core
+
+
+def gives_results(handler: Any) -> bool:
+    """True when a handler never gives bare values, so that a live deployment of it can be used as it is."""
+    return hasattr(handler, "infer_batch") or bool(getattr(handler, "can_infer_stacked", False))
+
+
+def bytes_counter(handler: Any) -> Callable[[Sequence[Any]], int]:
+    """How to count the bytes of a batch: a user's own ``get_num_bytes``, else the sizes of arrays and texts.
+
+    Beam's own ones pickle the batch or look at every number of a tensor, which may take longer than the model.
+    """
+    function = getattr(type(handler), "get_num_bytes", None)
+    if function is None or (getattr(function, "__module__", None) or "").startswith("apache_beam."):
+        return lambda batch: sum(map(_num_bytes, batch))
+    counter: Callable[[Sequence[Any]], int] = handler.get_num_bytes
+    return counter
+
+
+def largest_batch(handler: Any) -> int | None:
+    """``max_batch_size`` of a handler; None where it has none."""
+    found = batching.options_of(handler).get("max_batch_size")
+    return None if found is None else max(1, int(found))

@@ -1,0 +1,334 @@
+"""The step that serves: elements of a bundle go to the deployment in windows, and come back as results."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import PredictionResult
+from apache_beam.utils.windowed_value import WindowedValue
+
+from kit import errors
+from kit.beam import serving
+from kit.beam.core_handler import bytes_counter
+from kit.beam.failures import Info, info_of
+from kit.beam.metrics import Reporter
+from kit.beam.serving import Shared, Source
+from kit.deployment import Deployment
+from kit.engine.requests import Failure
+from kit.handler import PredictionResult as OurResult
+from kit.handler import _num_bytes
+
+#: Examples and bytes that are sent at once, and how many such windows are under way.
+AT_ONCE, AT_ONCE_BYTES, AHEAD = 512, 4 << 20, 4
+#: How often a window is sent anew when the deployment that had it is gone.
+MOST_TRIES = 3
+BAD = "bad"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a step treats its examples.
+
+    Attributes:
+        inference_args: for ``run_inference``.
+        namespace: of the metrics, None when the handler reports its own.
+        exc_class: failures of these classes are dead letters; None fails the pipeline on any.
+        timeout_s: longest that loading, and one batch, may take.
+        prebatched: each example is a batch; its results are emitted one by one.
+        batch_size: the handler's ``max_batch_size``.
+        side_input: a side input names the model, so nothing is loaded before the first example.
+    """
+
+    inference_args: Mapping[str, Any] | None = None
+    namespace: str | None = None
+    exc_class: type[BaseException] | tuple[type[BaseException], ...] | None = None
+    timeout_s: float | None = None
+    prebatched: bool = False
+    batch_size: int | None = None
+    side_input: bool = False
+
+
+class Place(NamedTuple):
+    """Where an element belongs."""
+
+    timestamp: Any
+    window: Any
+
+
+@dataclass
+class Window:
+    """Examples that are sent at once."""
+
+    examples: list[Any] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    most: int = AT_ONCE
+    future: Future[list[Any]] | None = None
+    deployment: Deployment | None = None
+    sent_at: float = 0.0
+    done_at: float = 0.0
+    tries: int = 0
+
+    def add(self, element: Any, place: Place) -> bool:
+        """Take one more; True when it is full."""
+        self.examples.append(element)
+        self.places.append(place)
+        if len(self.examples) == 1:
+            # A whole number of the handler's batches.
+            most = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, _num_bytes(element))))
+            self.most = most if self.most > most else max(self.most, most // self.most * self.most)
+        return len(self.examples) >= self.most
+
+
+class ServeDoFn(beam.DoFn):
+    """Serves elements from the deployment of a source; see `kit.beam`.
+
+    Results are emitted in the order of a bundle's elements, each in its element's window and at its timestamp.
+    With dead letters, ``([example], (class, repr, traceback))`` of each that failed goes to the tag ``bad``.
+    """
+
+    def __init__(self, source: Source, options: Options) -> None:
+        self._source = source
+        self._options = options
+        self._shared: Shared | None = None
+        self._side_path: str | None = None
+
+    # ---- life --------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        self._report = self._reporter()
+        self._count_bytes = (
+            bytes_counter(self._source.handler())
+            if self._source.packed is not None
+            else lambda batch: sum(map(_num_bytes, batch))
+        )
+        self._sent: deque[Window] = deque()
+        self._window = self._new_window()
+        if not self._options.side_input:
+            self._shared = serving.acquire(self._source)
+
+    def _reporter(self, prefix: str = "") -> Reporter | None:
+        namespace = self._options.namespace
+        return None if namespace is None else Reporter(namespace, prefix)
+
+    def _new_window(self) -> Window:
+        return Window(most=self._options.batch_size or AT_ONCE)
+
+    def start_bundle(self) -> None:
+        self._drop()
+        if self._shared is not None:
+            self._shared.start_again()
+
+    def teardown(self) -> None:
+        self._drop()
+        if self._shared is not None:
+            serving.release(self._shared)
+            self._shared = None
+
+    def _drop(self) -> None:
+        """Forget what a failed bundle left."""
+        for window in self._sent:
+            if window.future is not None:
+                window.future.cancel()
+        self._sent.clear()
+        self._window = self._new_window()
+
+    # ---- elements ----------------------------------------------------------------------------
+
+    def process(
+        self,
+        element: Any,
+        timestamp: Any = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        model: Any = None,
+    ) -> Iterable[Any] | None:
+        if self._options.side_input and self._is_other(model):
+            return self._after_change(element, model, Place(timestamp, window))
+        if self._window.add(element, Place(timestamp, window)):
+            self._send_window()
+            return self._what_is_done()
+        return None
+
+    def finish_bundle(self) -> Iterator[Any]:
+        self._send_window()
+        while self._sent:
+            yield from self._emit(self._sent[0])
+            self._sent.popleft()
+
+    def _is_other(self, model: Any) -> bool:
+        return self._shared is None or _path_of(model) != self._side_path
+
+    def _after_change(self, element: Any, model: Any, place: Place) -> Iterator[Any]:
+        """Answer what was sent to the version before, then take the element to the one that the side input names."""
+        yield from self.finish_bundle()
+        path = _path_of(model)
+        source = self._source if path is None else self._source.updated(path)
+        before, self._shared = self._shared, serving.acquire(source)
+        if before is not None:
+            serving.release(before)
+        self._side_path = path
+        if path is not None:
+            self._report = self._reporter(model.model_name)
+        if self._window.add(element, place):
+            self._send_window()
+
+    # ---- windows -----------------------------------------------------------------------------
+
+    def _send_window(self) -> None:
+        window, self._window = self._window, self._new_window()
+        if window.examples:
+            self._sent.append(window)
+            self._send(window)
+
+    def _send(self, window: Window) -> None:
+        """Ask the deployment; what keeps it from being asked is the window's answer."""
+        assert self._shared is not None
+        options = self._options
+        window.future = future = None
+        window.tries += 1
+        try:
+            window.deployment = self._shared.deployment(options.timeout_s)
+            window.sent_at = time.monotonic()
+            future = window.deployment.submit(
+                window.examples,
+                inference_args=options.inference_args,
+                isolate=options.exc_class is not None,
+                batch_timeout=options.timeout_s,
+            )
+        except Exception as error:
+            future = Future()
+            future.set_exception(_as_ours(error, options.timeout_s))
+        window.future = future
+        future.add_done_callback(lambda _: setattr(window, "done_at", time.monotonic()))
+
+    def _what_is_done(self) -> Iterator[Any]:
+        while self._sent and (len(self._sent) >= AHEAD or _done(self._sent[0])):
+            yield from self._emit(self._sent[0])
+            self._sent.popleft()
+
+    def _results(self, window: Window) -> list[Any]:
+        """The answer of a window, which is sent anew when its deployment is gone."""
+        while True:
+            assert window.future is not None
+            try:
+                return window.future.result()
+            except errors.DeploymentLost as error:
+                if window.tries >= MOST_TRIES or self._shared is None or window.deployment is None:
+                    raise
+                if self._source.name is not None:
+                    raise errors.DeploymentLost(
+                        f"{error.args[0]} The pipeline can't serve it anew: it hasn't the handler."
+                    ) from error
+                self._shared.renew(window.deployment)
+                self._send(window)
+
+    # ---- results -----------------------------------------------------------------------------
+
+    def _emit(self, window: Window) -> Iterator[Any]:
+        options = self._options
+        try:
+            results: Sequence[Any] = self._results(window)
+        except Exception as error:
+            never_served = window.deployment is None and options.timeout_s is None
+            if options.exc_class is None or never_served or not isinstance(error, errors.KitError | TimeoutError):
+                self._count_failed(1)
+                raise
+            results = [Failure(example, error) for example in window.examples]  # type: ignore[arg-type]
+        failures = 0
+        for place, example, result in zip(window.places, window.examples, results, strict=True):
+            if type(result) is Failure:
+                failures += 1
+                yield beam.pvalue.TaggedOutput(BAD, _at(place, self._letter(example, result.error)))
+            elif options.prebatched:
+                for one in _flat(result):
+                    yield _at(place, one)
+            else:
+                yield _at(place, as_beams(result))
+        self._count(window, results, failures)
+
+    def _letter(self, example: Any, error: BaseException) -> tuple[Any, Info]:
+        """The dead letter of an example.
+
+        Raises:
+            KitError: the error isn't one of those that make dead letters.
+        """
+        info = info_of(error)
+        exc_class = self._options.exc_class
+        if exc_class is None or not issubclass(info[0], exc_class):
+            self._count_failed(1)
+            raise error
+        return (example if self._options.prebatched else [example]), info
+
+    def _count_failed(self, batches: int) -> None:
+        if self._report is not None and batches:
+            self._report.failed(batches)
+
+    def _count(self, window: Window, results: Sequence[Any], failures: int) -> None:
+        if self._report is None:
+            return
+        self._count_failed(failures)
+        load = self._shared.take_load() if self._shared is not None and window.deployment is not None else None
+        if load is not None:
+            self._report.loaded(*load)
+        if failures == len(results):
+            return
+        seconds = (window.done_at or time.monotonic()) - window.sent_at
+        good = window.examples
+        if failures:
+            good = [example for example, result in zip(good, results, strict=True) if type(result) is not Failure]
+        if self._options.prebatched:
+            sizes = [max(1, len(batch)) for batch in good]
+            self._report.batches(sizes, sum(map(self._count_bytes, good)), seconds)
+        else:
+            self._report.batches(_cut(len(good), self._options.batch_size), self._count_bytes(good), seconds)
+
+
+def as_beams(result: Any) -> Any:
+    """A result with Beam's class of PredictionResult in place of ours."""
+    if type(result) is OurResult:
+        return PredictionResult(*result)
+    if type(result) is tuple and len(result) == 2 and type(result[1]) is OurResult:
+        return result[0], PredictionResult(*result[1])
+    return result
+
+
+def _flat(result: Any) -> Iterable[Any]:
+    """The results of an example that is a batch."""
+    if type(result) is OurResult:
+        batch, values, model_id = result
+        return [PredictionResult(example, value, model_id) for example, value in zip(batch, values, strict=True)]
+    return map(as_beams, result)
+
+
+def _at(place: Place, value: Any) -> WindowedValue:
+    return WindowedValue(value, place.timestamp, (place.window,))
+
+
+def _done(window: Window) -> bool:
+    return window.future is not None and window.future.done()
+
+
+def _cut(count: int, size: int | None) -> list[int]:
+    """Sizes of the batches that `count` examples make."""
+    if size is None or size >= count:
+        return [count]
+    return [size] * (count // size) + ([count % size] if count % size else [])
+
+
+def _path_of(model: Any) -> str | None:
+    """Path of the model that a side input names; None for an empty one."""
+    if not model or isinstance(model, beam.pvalue.EmptySideInput):
+        return None
+    return str(model.model_id)
+
+
+def _as_ours(error: Exception, timeout_s: float | None) -> Exception:
+    # An error of ours is a TimeoutError too, when a batch took too long.
+    if isinstance(error, TimeoutError) and not isinstance(error, errors.KitError):
+        return TimeoutError(f"the model wasn't loaded within the timeout of {timeout_s} s.")
+    return error

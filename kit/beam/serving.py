@@ -1,0 +1,212 @@
+"""The deployment of a pipeline in each Beam worker process: found, shared, renewed and let go."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import uuid
+import weakref
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cloudpickle
+
+import kit
+from kit import errors
+from kit.daemon import sameness
+from kit.daemon.client import RemoteDeployment
+from kit.deployment import Deployment
+from kit.engine.packing import pack
+
+_PROCESS = uuid.uuid4().hex
+#: Deployments of this process that pipelines may use as they are.
+_live: weakref.WeakValueDictionary[str, Deployment] = weakref.WeakValueDictionary()
+_open: dict[str, Shared] = {}
+_guard = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a worker process needs to get at the deployment; travels with the pipeline.
+
+    Attributes:
+        packed: the handler, pickled; None when only `name` is known.
+        settings: arguments of `kit.deploy`.
+        key: digest of handler and settings; equal ones share a deployment.
+        home: the process that built the pipeline.
+        live: token of a deployment of that process, to be used there.
+        name: of a named deployment that somebody serves.
+        keep_alive: of the named deployment that the worker processes of a machine share.
+    """
+
+    packed: bytes | None
+    settings: Mapping[str, Any]
+    key: str
+    home: str
+    live: str | None = None
+    name: str | None = None
+    keep_alive: float | str | None = None
+
+    @staticmethod
+    def of(
+        handler: Any, settings: Mapping[str, Any], live: Deployment | None, keep_alive: float | str | None
+    ) -> Source:
+        """A source that serves `handler`.
+
+        Raises:
+            HandlerNotPicklable: it can't travel.
+        """
+        token = None
+        if live is not None:
+            token = uuid.uuid4().hex
+            _live[token] = live
+        key = _digest(sameness.digest(handler), sorted((k, v) for k, v in settings.items() if v is not None), token)
+        return Source(bytes(pack(handler)), dict(settings), key, home(), token, None, keep_alive)
+
+    @staticmethod
+    def named(name: str) -> Source:
+        """A source that asks a named deployment of this user and machine."""
+        return Source(None, {}, f"name:{name}", home(), name=name)
+
+    def updated(self, path: str) -> Source:
+        """The same handler after ``update_model_path(path)``: another version, in a deployment of its own.
+
+        Raises:
+            InvalidSetting: the handler isn't known here.
+        """
+        handler = self.handler()
+        handler.update_model_path(path)
+        return replace(self, packed=bytes(pack(handler)), key=_digest(self.key, path), live=None)
+
+    def handler(self) -> Any:
+        """The handler, a new object."""
+        if self.packed is None:
+            raise errors.InvalidSetting(
+                f"{self.name!r} is a named deployment, whose handler isn't known to the pipeline, so no side input can "
+                "update it: use deployment.update_model, or give kit.beam.RunInference the handler itself."
+            )
+        return cloudpickle.loads(self.packed)
+
+    def deploy(self) -> tuple[Deployment, bool]:
+        """A deployment, and whether its model was loaded for this call."""
+        if self.name is not None:
+            return kit.connect(self.name), False
+        live = _live.get(self.live) if self.live is not None and self.home == home() else None
+        if live is not None and not live.closed:
+            return live, False
+        handler = self.handler()
+        if self.home == home():
+            return kit.deploy(handler, **self.settings), True
+        name = f"beam-{self.key[:24]}"
+        try:
+            named = kit.deploy(handler, name=name, keep_alive=self.keep_alive, allow_pickle=True, **self.settings)
+        except errors.NameTaken:
+            # The same by our digest, which was made where the pipeline was built.
+            named = kit.connect(name)
+        assert isinstance(named, RemoteDeployment)
+        return named, not named.attached
+
+    def owns(self, deployment: Deployment) -> bool:
+        """True unless it is somebody else's, only used here."""
+        return self.live is None or deployment is not _live.get(self.live)
+
+
+def home() -> str:
+    """A word for this process."""
+    return f"{_PROCESS}-{os.getpid()}"
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+class Shared:
+    """A source's deployment in this process, for all its threads; `acquire` and `release` count them.
+
+    Attributes:
+        users: how many have acquired it.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.users = 0
+        self._lock = threading.Lock()
+        self._unreported = False
+        self._future = self._begin()
+
+    def _begin(self) -> Future[Deployment]:
+        future: Future[Deployment] = Future()
+        threading.Thread(target=self._deploy, args=(future,), name="kit-beam-deploy", daemon=True).start()
+        return future
+
+    def _deploy(self, future: Future[Deployment]) -> None:
+        try:
+            deployment, loaded = self.source.deploy()
+        except BaseException as error:
+            future.set_exception(error)
+            return
+        self._unreported = loaded
+        future.set_result(deployment)
+
+    def deployment(self, timeout: float | None = None) -> Deployment:
+        """The deployment once it serves.
+
+        Raises:
+            TimeoutError: it doesn't within `timeout` seconds.
+            KitError: it can't.
+        """
+        return self._future.result(timeout)
+
+    def renew(self, lost: Deployment) -> None:
+        """Serve again in place of a deployment that is gone, unless another thread has already."""
+        with self._lock:
+            if self._future.done() and self._future.exception() is None and self._future.result() is lost:
+                lost.close()
+                self._future = self._begin()
+
+    def start_again(self) -> None:
+        """Try again where serving has failed: the runner runs a bundle anew."""
+        with self._lock:
+            if self._future.done() and self._future.exception() is not None:
+                self._future = self._begin()
+
+    def take_load(self) -> tuple[float, int] | None:
+        """Seconds and bytes of a load that nobody has reported yet."""
+        with self._lock:
+            unreported, self._unreported = self._unreported, False
+        if not unreported:
+            return None
+        models = self.deployment().models()
+        return float(models["load_s"].fillna(0).sum()), int(models["resident_bytes"].fillna(0).sum())
+
+    def close(self) -> None:
+        """Let go of it once it serves, or fails to."""
+        self._future.add_done_callback(self._close)
+
+    def _close(self, future: Future[Deployment]) -> None:
+        if future.exception() is None and self.source.owns(future.result()):
+            future.result().close()
+
+
+def acquire(source: Source) -> Shared:
+    """This process's deployment of a source; loads in the background when it is the first to ask."""
+    with _guard:
+        shared = _open.get(source.key)
+        if shared is None:
+            shared = _open[source.key] = Shared(source)
+        shared.users += 1
+        return shared
+
+
+def release(shared: Shared) -> None:
+    """Give back what `acquire` gave; the last one closes it."""
+    with _guard:
+        shared.users -= 1
+        if shared.users:
+            return
+        if _open.get(shared.source.key) is shared:
+            del _open[shared.source.key]
+    shared.close()

@@ -1,0 +1,217 @@
+"""``kit.beam.RunInference``: Beam's RunInference with the kit's serving engine in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import RunInferenceDLQ
+
+from kit import errors
+from kit.beam.core_handler import core_of, gives_results, largest_batch
+from kit.beam.dofn import BAD, Options, ServeDoFn
+from kit.beam.serving import Source
+from kit.daemon.client import RemoteDeployment
+from kit.deployment import Deployment, check_handler, check_platform
+from kit.settings import Settings
+
+
+class RunInference(beam.PTransform):
+    """Run a model on the elements of a pipeline, as Beam's transform of this name, served by the kit.
+
+    Args:
+        model_handler: a handler (ours, Beam's, your own), or a deployment, whose handler and settings are used. In
+            the process that built the pipeline a live deployment serves itself where it can.
+        inference_args: passed to ``run_inference``.
+        metrics_namespace: of the metrics; the handler's by default.
+        mode, processes, threads, model_copies, memory_budget: as `kit.deploy`; over those of a deployment.
+        keep_alive: how long the deployment that the worker processes of a machine share goes on after the last
+            request, seconds or text such as "5m".
+        model_metadata_pcoll: side input of ModelMetadata, whose path the handler's ``update_model_path`` is given.
+        watch_model_pattern: glob of files; the newest one is the model. `kwargs`: interval, stop_timestamp.
+        model_identifier: noted with the step; equal handlers with equal settings share a deployment anyhow.
+        monitoring_transform: is given a copy of the results before post-processing.
+
+    Raises:
+        InvalidSetting: not a handler, or settings that can't work. HandlerNotPicklable: it can't travel.
+
+    Differences from Beam's: with exception handling one failing example doesn't fail those of its batch, and
+    timestamps of elements are kept.
+    """
+
+    def __init__(
+        self,
+        model_handler: Any,
+        inference_args: Mapping[str, Any] | None = None,
+        metrics_namespace: str | None = None,
+        *,
+        mode: str | None = None,
+        processes: int | None = None,
+        threads: int | None = None,
+        model_copies: int | None = None,
+        memory_budget: int | float | str | None = None,
+        keep_alive: float | str | None = "60s",
+        model_metadata_pcoll: Any = None,
+        watch_model_pattern: str | None = None,
+        model_identifier: str | None = None,
+        monitoring_transform: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        check_platform()
+        unknown = set(kwargs) - {"interval", "stop_timestamp"}
+        if unknown:
+            raise errors.InvalidSetting(f"kit.beam.RunInference doesn't know {', '.join(sorted(unknown))}.")
+        given = {
+            "mode": mode,
+            "processes": processes,
+            "threads": threads,
+            "model_copies": model_copies,
+            "memory_budget": memory_budget,
+        }
+        self._handler: Any = None
+        self._source = self._source_of(model_handler, given, keep_alive)
+        self._inference_args = inference_args
+        self._namespace = metrics_namespace
+        self._model_pcoll = model_metadata_pcoll
+        self._pattern = watch_model_pattern
+        self._identifier = model_identifier
+        self._monitoring = monitoring_transform
+        self._watching = kwargs
+        self._letters: dict[str, Any] | None = None
+
+    def _source_of(self, target: Any, given: dict[str, Any], keep_alive: float | str | None) -> Source:
+        if isinstance(target, RemoteDeployment):
+            if any(value is not None for value in given.values()):
+                raise errors.InvalidSetting(
+                    f"{target.name!r} is a named deployment with settings of its own: change them with "
+                    "deployment.switch, or give kit.beam.RunInference the handler."
+                )
+            return Source.named(target.name)
+        live = None
+        if isinstance(target, Deployment):
+            target.raise_if_closed()
+            live, handler, settings = target, target.handler, target.settings.change(target.handler, **given)
+            plain = not handler.get_preprocess_fns() and not handler.get_postprocess_fns()
+            if settings != target.settings or not plain or not gives_results(handler):
+                live = None
+        else:
+            handler = target
+            check_handler(handler)
+            settings = Settings.make(handler, **given)
+        self._handler = handler
+        kept = {name: getattr(settings, name) for name in given}
+        return Source.of(core_of(handler), kept, live, keep_alive)
+
+    @classmethod
+    def from_callable(cls, model_handler_provider: Callable[..., Any], **kwargs: Any) -> Self:
+        """The transform for the handler that a function returns when it is given `kwargs`."""
+        return cls(model_handler_provider(**kwargs))
+
+    def with_exception_handling(
+        self,
+        *,
+        exc_class: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+        use_subprocess: bool = False,
+        threshold: float = 1,
+        timeout: float | None = None,
+    ) -> Self:
+        """Have failing examples come out apart, as ``(results, RunInferenceDLQ)``, as Beam's method of this name.
+
+        Args:
+            exc_class: what makes a dead letter; other errors fail the pipeline.
+            use_subprocess: run pre- and post-processing in a process of their own; the model always is in one.
+            threshold: largest share of failures, 0 to 1, above which the pipeline fails.
+            timeout: longest that loading the model, and computing a batch, may take, seconds.
+        """
+        if timeout is not None and not timeout > 0:
+            raise errors.InvalidSetting(f"timeout={timeout!r}: give seconds above 0, or None.")
+        self._letters = {
+            "exc_class": exc_class,
+            "use_subprocess": use_subprocess,
+            "threshold": threshold,
+            "timeout": timeout,
+        }
+        return self
+
+    def with_monitoring_transform(self, monitoring_transform: Any) -> Self:
+        """Have a transform be given a copy of the results before post-processing."""
+        self._monitoring = monitoring_transform
+        return self
+
+    def annotations(self) -> dict[str, Any]:
+        """What Beam keeps with the step."""
+        handler = type(self._handler)
+        about = {"model_handler_type": f"{handler.__module__}.{handler.__qualname__}"} if self._handler else {}
+        identifier = self._identifier or self._source.key
+        return {"model_identifier": identifier, **about, **super().annotations()}
+
+    # ---- the steps ---------------------------------------------------------------------------
+
+    def expand(self, pcoll: Any) -> Any:
+        handler = self._handler
+        if handler is not None:
+            handler.validate_inference_args(self._inference_args)
+        before = [] if handler is None else list(handler.get_preprocess_fns())
+        after = [] if handler is None else list(handler.get_postprocess_fns())
+        pcoll, bad_before = self._map(pcoll, before, "Preprocess")
+        model_pcoll = self._model_pcoll
+        if self._pattern is not None:
+            from apache_beam.ml.inference.utils import WatchFilePattern
+
+            model_pcoll = pcoll.pipeline | WatchFilePattern(file_pattern=self._pattern, **self._watching)
+        step = ServeDoFn(self._source, self._options(model_pcoll is not None))
+        side = {} if model_pcoll is None else {"model": beam.pvalue.AsSingleton(model_pcoll)}
+        hints = {} if handler is None else handler.get_resource_hints()
+        serve = beam.ParDo(step, **side).with_resource_hints(**hints)
+        bad = None
+        if self._letters is None:
+            results = pcoll | "Serve" >> serve
+        else:
+            results, bad = pcoll | "Serve" >> serve.with_outputs(BAD, main="good")
+            _check_share(pcoll, bad, self._letters["threshold"])
+        if self._monitoring is not None:
+            _ = results | "Monitor" >> self._monitoring
+        results, bad_after = self._map(results, after, "Postprocess")
+        return results if self._letters is None else (results, RunInferenceDLQ(bad, bad_before, bad_after))
+
+    def _options(self, side_input: bool) -> Options:
+        handler, letters = self._handler, self._letters or {}
+        namespace = self._namespace or ("RunInference" if handler is None else handler.get_metrics_namespace())
+        own = handler is not None and handler.override_metrics(namespace)
+        return Options(
+            inference_args=self._inference_args,
+            namespace=None if own else namespace,
+            exc_class=letters.get("exc_class"),
+            timeout_s=letters.get("timeout"),
+            prebatched=handler is not None and bool(handler.should_skip_batching()),
+            batch_size=None if handler is None else largest_batch(handler),
+            side_input=side_input,
+        )
+
+    def _map(self, pcoll: Any, functions: Sequence[Callable[[Any], Any]], what: str) -> tuple[Any, list[Any]]:
+        """Run the handler's functions as steps; with dead letters, those of each function."""
+        bad: list[Any] = []
+        for number, function in enumerate(functions):
+            step = beam.Map(function)
+            if self._letters is None:
+                pcoll = pcoll | f"{what}-{number}" >> step
+            else:
+                pcoll, failed = pcoll | f"{what}-{number}" >> step.with_exception_handling(**self._letters)
+                bad.append(failed)
+        return pcoll, bad
+
+
+def _check_share(examples: Any, bad: Any, threshold: float) -> None:
+    """Fail the pipeline when more than a share of the examples of a window failed."""
+    if threshold >= 1:
+        return
+
+    def check(failed: int, total: int) -> None:
+        if failed > total * threshold:
+            raise ValueError(f"{failed} of {total} examples failed, more than the threshold of {threshold} allows.")
+
+    total = examples | "CountAll" >> (beam.Map(lambda _: 1) | beam.CombineGlobally(sum).as_singleton_view())
+    failed = bad | "CountFailed" >> (beam.Map(lambda _: 1) | beam.CombineGlobally(sum).without_defaults())
+    _ = failed | "CheckShare" >> beam.Map(check, total)
