@@ -14,11 +14,10 @@ from apache_beam.ml.inference.base import PredictionResult
 from apache_beam.utils.windowed_value import WindowedValue
 
 from kit import errors
-from kit.beam import serving
 from kit.beam.core_handler import bytes_counter
 from kit.beam.failures import Info, info_of
 from kit.beam.metrics import Reporter
-from kit.beam.serving import Shared, Source
+from kit.beam.serving import Lease, Source
 from kit.deployment import Deployment
 from kit.engine.requests import Failure
 from kit.handler import PredictionResult as OurResult
@@ -95,7 +94,7 @@ class ServeDoFn(beam.DoFn):
     def __init__(self, source: Source, options: Options) -> None:
         self._source = source
         self._options = options
-        self._shared: Shared | None = None
+        self._lease: Lease | None = None
         self._side_path: str | None = None
 
     # ---- life --------------------------------------------------------------------------------
@@ -110,7 +109,7 @@ class ServeDoFn(beam.DoFn):
         self._sent: deque[Window] = deque()
         self._window = self._new_window()
         if not self._options.side_input:
-            self._shared = serving.acquire(self._source)
+            self._lease = Lease(self._source)
 
     def _reporter(self, prefix: str = "") -> Reporter | None:
         namespace = self._options.namespace
@@ -121,14 +120,14 @@ class ServeDoFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         self._drop()
-        if self._shared is not None:
-            self._shared.start_again()
+        if self._lease is not None:
+            self._lease.shared.start_again()
 
     def teardown(self) -> None:
         self._drop()
-        if self._shared is not None:
-            serving.release(self._shared)
-            self._shared = None
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     def _drop(self) -> None:
         """Forget what a failed bundle left."""
@@ -146,13 +145,13 @@ class ServeDoFn(beam.DoFn):
         timestamp: Any = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
         model: Any = None,
-    ) -> Iterable[Any] | None:
+    ) -> Iterable[Any]:
         if self._options.side_input and self._is_other(model):
             return self._after_change(element, model, Place(timestamp, window))
         if self._window.add(element, Place(timestamp, window)):
             self._send_window()
             return self._what_is_done()
-        return None
+        return ()
 
     def finish_bundle(self) -> Iterator[Any]:
         self._send_window()
@@ -161,16 +160,16 @@ class ServeDoFn(beam.DoFn):
             self._sent.popleft()
 
     def _is_other(self, model: Any) -> bool:
-        return self._shared is None or _path_of(model) != self._side_path
+        return self._lease is None or _path_of(model) != self._side_path
 
     def _after_change(self, element: Any, model: Any, place: Place) -> Iterator[Any]:
         """Answer what was sent to the version before, then take the element to the one that the side input names."""
         yield from self.finish_bundle()
         path = _path_of(model)
         source = self._source if path is None else self._source.updated(path)
-        before, self._shared = self._shared, serving.acquire(source)
+        before, self._lease = self._lease, Lease(source)
         if before is not None:
-            serving.release(before)
+            before.release()
         self._side_path = path
         if path is not None:
             self._report = self._reporter(model.model_name)
@@ -187,12 +186,12 @@ class ServeDoFn(beam.DoFn):
 
     def _send(self, window: Window) -> None:
         """Ask the deployment; what keeps it from being asked is the window's answer."""
-        assert self._shared is not None
+        assert self._lease is not None
         options = self._options
         window.future = future = None
         window.tries += 1
         try:
-            window.deployment = self._shared.deployment(options.timeout_s)
+            window.deployment = self._lease.shared.deployment(options.timeout_s)
             window.sent_at = time.monotonic()
             future = window.deployment.submit(
                 window.examples,
@@ -218,13 +217,13 @@ class ServeDoFn(beam.DoFn):
             try:
                 return window.future.result()
             except errors.DeploymentLost as error:
-                if window.tries >= MOST_TRIES or self._shared is None or window.deployment is None:
+                if window.tries >= MOST_TRIES or self._lease is None or window.deployment is None:
                     raise
                 if self._source.name is not None:
                     raise errors.DeploymentLost(
                         f"{error.args[0]} The pipeline can't serve it anew: it hasn't the handler."
                     ) from error
-                self._shared.renew(window.deployment)
+                self._lease.shared.renew(window.deployment)
                 self._send(window)
 
     # ---- results -----------------------------------------------------------------------------
@@ -272,7 +271,7 @@ class ServeDoFn(beam.DoFn):
         if self._report is None:
             return
         self._count_failed(failures)
-        load = self._shared.take_load() if self._shared is not None and window.deployment is not None else None
+        load = self._lease.shared.take_load() if self._lease is not None and window.deployment is not None else None
         if load is not None:
             self._report.loaded(*load)
         if failures == len(results):
@@ -321,10 +320,10 @@ def _cut(count: int, size: int | None) -> list[int]:
 
 
 def _path_of(model: Any) -> str | None:
-    """Path of the model that a side input names; None for an empty one."""
+    """Path of the model that a side input names; None for an empty one, which means the handler's own model."""
     if not model or isinstance(model, beam.pvalue.EmptySideInput):
         return None
-    return str(model.model_id)
+    return str(model.model_id) or None
 
 
 def _as_ours(error: Exception, timeout_s: float | None) -> Exception:

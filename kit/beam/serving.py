@@ -52,7 +52,12 @@ class Source:
 
     @staticmethod
     def of(
-        handler: Any, settings: Mapping[str, Any], live: Deployment | None, keep_alive: float | str | None
+        handler: Any,
+        settings: Mapping[str, Any],
+        *,
+        live: Deployment | None = None,
+        keep_alive: float | str | None = None,
+        identifier: str | None = None,
     ) -> Source:
         """A source that serves `handler`.
 
@@ -63,7 +68,8 @@ class Source:
         if live is not None:
             token = uuid.uuid4().hex
             _live[token] = live
-        key = _digest(sameness.digest(handler), sorted((k, v) for k, v in settings.items() if v is not None), token)
+        given = sorted((name, value) for name, value in settings.items() if value is not None)
+        key = _digest(sameness.digest(handler), given, token, identifier)
         return Source(bytes(pack(handler)), dict(settings), key, home(), token, None, keep_alive)
 
     @staticmethod
@@ -124,10 +130,10 @@ def _digest(*parts: Any) -> str:
 
 
 class Shared:
-    """A source's deployment in this process, for all its threads; `acquire` and `release` count them.
+    """A source's deployment in this process, for all its threads, each with a `Lease`.
 
     Attributes:
-        users: how many have acquired it.
+        users: how many leases there are.
     """
 
     def __init__(self, source: Source) -> None:
@@ -145,6 +151,10 @@ class Shared:
     def _deploy(self, future: Future[Deployment]) -> None:
         try:
             deployment, loaded = self.source.deploy()
+        except errors.KitError as error:
+            # A new one: the frames of the old one's traceback hold on to what has been closed.
+            future.set_exception(error.copy())
+            return
         except BaseException as error:
             future.set_exception(error)
             return
@@ -191,18 +201,28 @@ class Shared:
             future.result().close()
 
 
-def acquire(source: Source) -> Shared:
-    """This process's deployment of a source; loads in the background when it is the first to ask."""
-    with _guard:
-        shared = _open.get(source.key)
-        if shared is None:
-            shared = _open[source.key] = Shared(source)
-        shared.users += 1
-        return shared
+class Lease:
+    """One hold on a shared deployment; ends with `release`, or with itself, since a failed pipeline tears nothing down.
+
+    Attributes:
+        shared: what is held.
+    """
+
+    def __init__(self, source: Source) -> None:
+        with _guard:
+            shared = _open.get(source.key)
+            if shared is None:
+                shared = _open[source.key] = Shared(source)
+            shared.users += 1
+        self.shared = shared
+        self._finalizer = weakref.finalize(self, _release, shared)
+
+    def release(self) -> None:
+        """Let go; the last one closes the deployment. Idempotent."""
+        self._finalizer()
 
 
-def release(shared: Shared) -> None:
-    """Give back what `acquire` gave; the last one closes it."""
+def _release(shared: Shared) -> None:
     with _guard:
         shared.users -= 1
         if shared.users:

@@ -30,7 +30,7 @@ class RunInference(beam.PTransform):
             request, seconds or text such as "5m".
         model_metadata_pcoll: side input of ModelMetadata, whose path the handler's ``update_model_path`` is given.
         watch_model_pattern: glob of files; the newest one is the model. `kwargs`: interval, stop_timestamp.
-        model_identifier: noted with the step; equal handlers with equal settings share a deployment anyhow.
+        model_identifier: tells steps apart. Steps with equal handlers, settings and identifiers share a deployment.
         monitoring_transform: is given a copy of the results before post-processing.
 
     Raises:
@@ -71,12 +71,12 @@ class RunInference(beam.PTransform):
             "memory_budget": memory_budget,
         }
         self._handler: Any = None
+        self._identifier = model_identifier
         self._source = self._source_of(model_handler, given, keep_alive)
         self._inference_args = inference_args
         self._namespace = metrics_namespace
         self._model_pcoll = model_metadata_pcoll
         self._pattern = watch_model_pattern
-        self._identifier = model_identifier
         self._monitoring = monitoring_transform
         self._watching = kwargs
         self._letters: dict[str, Any] | None = None
@@ -102,7 +102,7 @@ class RunInference(beam.PTransform):
             settings = Settings.make(handler, **given)
         self._handler = handler
         kept = {name: getattr(settings, name) for name in given}
-        return Source.of(core_of(handler), kept, live, keep_alive)
+        return Source.of(core_of(handler), kept, live=live, keep_alive=keep_alive, identifier=self._identifier)
 
     @classmethod
     def from_callable(cls, model_handler_provider: Callable[..., Any], **kwargs: Any) -> Self:

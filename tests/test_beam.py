@@ -1,0 +1,447 @@
+"""`kit.beam.RunInference` in the in-memory runner does what Beam's own does; see `beam_behaviours.md`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kit
+from kit import errors
+
+beam = pytest.importorskip("apache_beam")
+
+from apache_beam.metrics import MetricsFilter  # noqa: E402
+from apache_beam.ml.inference import base  # noqa: E402
+from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
+from apache_beam.testing.util import assert_that, equal_to  # noqa: E402
+from apache_beam.transforms import window  # noqa: E402
+
+import kit.beam  # noqa: E402
+from tests import beam_handlers as theirs  # noqa: E402
+from tests import beam_models as models  # noqa: E402
+from tests.models import Doubling  # noqa: E402
+
+EXAMPLES = [1, 5, 3, 10]
+
+
+def pipeline() -> Any:
+    return beam.Pipeline(runner="FnApiRunner", options=PipelineOptions([]))
+
+
+def ours(handler: Any, **options: Any) -> Any:
+    """Our transform, with one process, which is enough for what these tests look at."""
+    return kit.beam.RunInference(handler, **{"processes": 1, **options})
+
+
+def check(examples: Sequence[Any], transform: Any, expected: Sequence[Any]) -> Any:
+    """Run a pipeline, compare its results; the finished run."""
+    running = pipeline()
+    assert_that(running | beam.Create(examples) | transform, equal_to(list(expected)))
+    done = running.run()
+    done.wait_until_finish()
+    return done
+
+
+_kept: dict[str, list[Any]] = {}
+
+
+def _keep(name: str, element: Any) -> None:
+    _kept[name].append(element)
+
+
+def keep(name: str, collection: Any) -> None:
+    """Have the elements of a collection be found in ``_kept[name]``; it runs in this process."""
+    _kept[name] = []
+    _ = collection | f"keep {name}" >> beam.Map(partial(_keep, name))
+
+
+def mult_two(example: Any) -> Any:
+    return int(example) * 2
+
+
+def refuse_five(example: Any) -> Any:
+    if int(example) == 5:
+        raise ValueError("five")
+    return example
+
+
+# ---- results -------------------------------------------------------------------------------------
+
+
+def test_every_element_comes_back_as_beams_own_gives_it() -> None:
+    check(range(1001), ours(models.AddsOne()), range(1, 1002))
+    assert sorted(EXAMPLES | base.RunInference(models.AddsOne())) == sorted(EXAMPLES | ours(models.AddsOne()))
+
+
+@pytest.mark.parametrize("mode", ["default", "medium", "large", "shared"])
+def test_every_mode_and_uneven_counts(mode: str) -> None:
+    handler = models.AddsOne(max_batch_size=7)
+    check(range(643), ours(handler, mode=mode, processes=2), range(1, 644))
+
+
+def test_prediction_results_are_of_beams_class() -> None:
+    for handler, model_id in ((models.GivesResults(), "default"), (theirs.GivesResults(), "theirs")):
+        expected = [base.PredictionResult(example, example + 1, model_id) for example in EXAMPLES]
+        found = EXAMPLES | ours(handler)
+        assert sorted(found) == sorted(expected)
+        assert {type(result) for result in found} == {base.PredictionResult}
+
+
+def test_ready_made_handler_gives_beams_class(tmp_path: Path) -> None:
+    import torch
+
+    from kit.handlers import PytorchModelHandlerTensor
+
+    torch.save({"weight": torch.tensor([[2.0]]), "bias": torch.tensor([1.0])}, tmp_path / "m.pt")
+    sizes = {"in_features": 1, "out_features": 1}
+    handler = PytorchModelHandlerTensor(str(tmp_path / "m.pt"), torch.nn.Linear, sizes, device="cpu")
+    found = [torch.tensor([float(number)]) for number in range(11)] | ours(handler)
+    assert {type(result) for result in found} == {base.PredictionResult}
+    assert sorted(result.inference.item() for result in found) == [2.0 * number + 1 for number in range(11)]
+    assert {result.model_id for result in found} == {str(tmp_path / "m.pt")}
+
+
+def test_functions_before_and_after() -> None:
+    handler = models.AddsOne().with_preprocess_fn(mult_two).with_preprocess_fn(int)
+    check(["1", "5"], ours(handler), [3, 11])
+    handler = models.AddsOne().with_postprocess_fn(mult_two).with_postprocess_fn(str)
+    check([1, 5], ours(handler), ["4", "12"])
+    handler = Doubling().with_preprocess_fn(int).with_postprocess_fn(str)
+    check(["1", "5"], ours(handler), ["2", "10"])
+
+
+def test_examples_that_are_batches() -> None:
+    check([[1, 5], [3, 10, 4]], ours(models.AddsOne().with_no_batching()), [2, 6, 4, 11, 5])
+    found = [[1, 5], [3]] | ours(models.GivesResults().with_no_batching())
+    assert sorted(found) == [base.PredictionResult(n, n + 1, "default") for n in (1, 3, 5)]
+
+
+def test_inference_args() -> None:
+    check(EXAMPLES, ours(models.WantsArgs(), inference_args={"add": 5}), [6, 10, 8, 15])
+    with pytest.raises(ValueError, match="inference_args were provided"):
+        check(EXAMPLES, ours(models.RefusesArgs(), inference_args={"add": 5}), [])
+
+
+def test_batches_by_the_handlers_options() -> None:
+    check(["a", "cccccc", "bb", "ddddddd"], ours(models.Padded()), ["a:2", "bb:2", "cccccc:7", "ddddddd:7"])
+
+
+def test_environment_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KIT_TEST_FOO", raising=False)
+    handler = kit.ModelHandler.from_callable(
+        object, lambda batch, model: [__import__("os").environ["KIT_TEST_FOO"] for _ in batch],
+        env_vars={"KIT_TEST_FOO": "bar"},
+    )  # fmt: skip
+    check([1, 2], ours(handler), ["bar", "bar"])
+
+
+def test_remote_handlers_and_their_retries() -> None:
+    check(EXAMPLES, ours(theirs.Remote()), [2, 6, 4, 11])
+    check(EXAMPLES, ours(theirs.Remote(failures=1)), [2, 6, 4, 11])
+    with pytest.raises(Exception, match="the endpoint is busy"):
+        check(EXAMPLES, ours(theirs.Remote(failures=99, retries=0)), [])
+
+
+class Stamp(beam.DoFn):
+    def process(self, value: Any, stamp: Any = beam.DoFn.TimestampParam, where: Any = beam.DoFn.WindowParam) -> Any:
+        yield value, int(stamp), str(where)
+
+
+def test_windows_and_timestamps_are_kept() -> None:
+    """Sliding windows too, where each element is in two."""
+    with pipeline() as running:
+        numbers = running | beam.Create(range(23)) | beam.Map(lambda number: window.TimestampedValue(number, number))
+        for windows in (window.FixedWindows(10), window.SlidingWindows(10, 5), window.GlobalWindows()):
+            kind = type(windows).__name__
+            placed = numbers | f"into {kind}" >> beam.WindowInto(windows)
+            keep(
+                f"expected {kind}",
+                placed | f"add {kind}" >> beam.Map(lambda n: n + 1) | f"a {kind}" >> beam.ParDo(Stamp()),
+            )
+            keep(f"found {kind}", placed | f"run {kind}" >> ours(models.AddsOne()) | f"b {kind}" >> beam.ParDo(Stamp()))
+    for kind in ("FixedWindows", "SlidingWindows", "GlobalWindows"):
+        assert sorted(_kept[f"found {kind}"]) == sorted(_kept[f"expected {kind}"])
+        assert len(_kept[f"found {kind}"]) == (46 if kind == "SlidingWindows" else 23)
+
+
+def test_two_steps_share_a_model_unless_they_are_told_apart() -> None:
+    with pipeline() as running:
+        found = running | beam.Create([0] * 3) | "a" >> ours(models.Counting()) | "b" >> ours(models.Counting())
+        assert_that(found, equal_to([4, 5, 6]))
+    with pipeline() as running:
+        first = ours(models.Counting(), model_identifier="a")
+        found = running | beam.Create([0] * 3) | "a" >> first | "b" >> ours(models.Counting(), model_identifier="b")
+        assert_that(found, equal_to([1, 2, 3]))
+
+
+# ---- failures ------------------------------------------------------------------------------------
+
+
+def letters(handler: Any, examples: Sequence[Any], **options: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    """Results, and what failed in pre-processing, inference and post-processing, each with its error."""
+    with pipeline() as running:
+        results, dlq = running | beam.Create(examples) | ours(handler).with_exception_handling(**options)
+        keep("good", results)
+        keep("inference", dlq.failed_inferences)
+        for name, collections in (("pre", dlq.failed_preprocessing), ("post", dlq.failed_postprocessing)):
+            _kept[name] = []
+            for number, collection in enumerate(collections):
+                keep(f"{name} {number}", collection)
+    failed = {
+        name: [one for key in _kept if key.startswith(f"{name} ") for one in _kept[key]] for name in ("pre", "post")
+    }
+    found = _kept["good"], failed["pre"], _kept["inference"], failed["post"]
+    _kept.clear()
+    return found
+
+
+def test_a_failing_example_is_a_dead_letter_and_its_batch_goes_on() -> None:
+    good, pre, bad, post = letters(models.AddsOne(), [1, "TEST", 3, 10, "TEST2"])
+    assert sorted(good) == [2, 4, 11]
+    assert pre == post == []
+    assert sorted(batch for batch, _ in bad) == [["TEST"], ["TEST2"]]
+    for _, (cls, words, trace) in bad:
+        assert cls is TypeError
+        assert words.startswith("TypeError(")
+        assert "in run_inference" in "".join(trace)
+
+
+def test_dead_letters_as_beams_own_for_single_examples() -> None:
+    single = models.AddsOne(min_batch_size=1, max_batch_size=1)
+    examples = [1, "TEST", 3]
+    with pipeline() as running:
+        _, dlq = running | beam.Create(examples) | base.RunInference(single).with_exception_handling()
+        keep("theirs", dlq.failed_inferences)
+    expected = [(batch, info[:2]) for batch, info in _kept["theirs"]]
+    _, _, bad, _ = letters(single, examples)
+    assert [(batch, info[:2]) for batch, info in bad] == expected
+
+
+def test_dead_letters_of_functions() -> None:
+    handler = models.AddsOne().with_preprocess_fn(refuse_five).with_preprocess_fn(int)
+    handler = handler.with_postprocess_fn(lambda value: refuse_five(value - 6) and value)
+    good, pre, bad, post = letters(handler, ["1", "5", "3", "10"])
+    assert sorted(good) == [2, 4]
+    assert [element for element, _ in pre] == [5]
+    assert [element for element, _ in post] == [11]
+    assert bad == []
+
+
+def test_only_the_classes_asked_for_are_dead_letters() -> None:
+    good, _, bad, _ = letters(models.AddsOne(), [1, "x"], exc_class=TypeError)
+    assert (good, [batch for batch, _ in bad]) == ([2], [["x"]])
+    with pytest.raises(Exception, match="TypeError"):
+        letters(models.AddsOne(), [1, "x"], exc_class=(OSError, KeyError))
+
+
+def test_threshold() -> None:
+    good, _, bad, _ = letters(models.AddsOne(), [1, 2, 3, "x"], threshold=0.25)
+    assert (len(good), len(bad)) == (3, 1)
+    with pytest.raises(Exception, match=r"2 of 4 examples failed, more than the threshold of 0.25"):
+        letters(models.AddsOne(), [1, 2, "y", "x"], threshold=0.25)
+
+
+def test_timeout_of_a_load() -> None:
+    good, _, bad, _ = letters(models.Slow(load_s=4), [0, 0], timeout=0.5)
+    assert good == []
+    assert [(batch, info[0]) for batch, info in bad] == [([0], TimeoutError)] * 2
+
+
+def test_timeout_of_a_batch_and_the_rest_goes_on() -> None:
+    good, _, bad, _ = letters(models.Slow(), [60, *([0] * 15)], timeout=4)
+    assert good == [0] * 15
+    assert [batch for batch, _ in bad] == [[60]]
+    assert issubclass(bad[0][1][0], TimeoutError)
+
+
+def test_timeout_not_hit() -> None:
+    good, _, bad, _ = letters(models.Slow(load_s=0.5), [0, 0], timeout=100)
+    assert (good, bad) == ([0, 0], [])
+
+
+def test_errors_fail_the_pipeline_and_say_what_happened() -> None:
+    with pytest.raises(
+        Exception, match=r"AddsOne failed on a batch of 3 examples: TypeError: can only concatenate str"
+    ):
+        check([1, "x", 3], ours(models.AddsOne()), [])
+    with pytest.raises(Exception, match="OSError: no such model"):
+        check([1], ours(models.FailsToLoad()), [])
+    with pytest.raises(Exception, match="no such model"):
+        letters(models.FailsToLoad(), [1])
+
+
+def test_a_dying_process_costs_nothing(tmp_path: Path) -> None:
+    handler = models.KillsItself(str(tmp_path / "died"))
+    check(range(101), ours(handler, mode="large", processes=2), range(1, 102))
+    assert (tmp_path / "died").exists()
+
+
+# ---- metrics -------------------------------------------------------------------------------------
+
+
+def metrics_of(done: Any, name: str, namespace: str) -> list[Any]:
+    found = done.metrics().query(MetricsFilter().with_name(name).with_namespace(namespace))
+    return [*found["counters"], *found["distributions"]]
+
+
+NAMES = {
+    "num_inferences", "inference_request_batch_size", "inference_request_batch_byte_size", "model_byte_size",
+    "inference_batch_latency_micro_secs", "load_model_latency_milli_secs",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("namespace", [None, "my_namespace"])
+def test_metrics_have_beams_names(namespace: str | None) -> None:
+    handler = models.AddsOne(max_batch_size=3)
+    done = check(EXAMPLES, ours(handler, metrics_namespace=namespace), [2, 6, 4, 11])
+    where = namespace or "AddsOne"
+    beams = pipeline()
+    _ = beams | beam.Create(EXAMPLES) | base.RunInference(handler, metrics_namespace=namespace)
+    run = beams.run()
+    run.wait_until_finish()
+    for name in NAMES:
+        assert len(metrics_of(done, name, where)) == len(metrics_of(run, name, where)) == 1, name
+    assert metrics_of(done, "num_inferences", where)[0].committed == 4
+    assert metrics_of(done, "failed_batches_counter", where) == []
+    assert metrics_of(done, "num_inferences", "another") == []
+    sizes = metrics_of(done, "inference_request_batch_size", where)[0].result
+    assert (sizes.sum, sizes.max) == (4, 3)
+    assert metrics_of(done, "inference_request_batch_byte_size", where)[0].result.sum == 4 * 8
+    assert metrics_of(done, "load_model_latency_milli_secs", where)[0].result.count == 1
+
+
+def test_failed_batches_are_counted() -> None:
+    running = pipeline()
+    _ = running | beam.Create([1, "x", 2, "y"]) | ours(models.AddsOne()).with_exception_handling()
+    done = running.run()
+    done.wait_until_finish()
+    assert metrics_of(done, "failed_batches_counter", "AddsOne")[0].committed == 2
+    assert metrics_of(done, "num_inferences", "AddsOne")[0].committed == 2
+
+
+def test_monitoring_sees_results_before_post_processing() -> None:
+    class Monitor(beam.PTransform):
+        def expand(self, results: Any) -> Any:
+            keep("seen", results)
+            return results
+
+    handler = models.AddsOne().with_postprocess_fn(str)
+    check([1, 2], ours(handler, monitoring_transform=Monitor()), ["2", "3"])
+    assert sorted(_kept["seen"]) == [2, 3]
+
+
+# ---- side inputs ---------------------------------------------------------------------------------
+
+
+def test_an_empty_side_input_means_the_handlers_own_model() -> None:
+    with pipeline() as running:
+        side = running | "side" >> beam.Create([])
+        found = running | beam.Create([1, 2]) | ours(models.GivesResults(), model_metadata_pcoll=side)
+        assert_that(found, equal_to([base.PredictionResult(n, n + 1, "default") for n in (1, 2)]))
+
+
+def test_each_window_is_answered_by_the_model_that_its_side_input_names() -> None:
+    """Model ids and metrics' names too."""
+    versions = [(0, ""), (10, "v1"), (20, "v2")]
+    running = pipeline()
+    side = (
+        running
+        | "side" >> beam.Create(versions)
+        | "stamp" >> beam.Map(lambda v: window.TimestampedValue(base.ModelMetadata(v[1], v[1]), v[0]))
+        | "windows" >> beam.WindowInto(window.FixedWindows(10))
+    )
+    found = (
+        running
+        | beam.Create([0, 1, 12, 13, 19, 25])
+        | beam.Map(lambda number: window.TimestampedValue(number, number))
+        | beam.WindowInto(window.FixedWindows(10))
+        | ours(models.GivesResults(), model_metadata_pcoll=side)
+    )
+    keep("answers", found)
+    done = running.run()
+    done.wait_until_finish()
+    ids = {0: "default", 1: "default", 12: "v1", 13: "v1", 19: "v1", 25: "v2"}
+    assert sorted(map(tuple, _kept["answers"])) == sorted((n, n + 1, ids[n]) for n in ids)
+    counted = {result.key.metric.name: result.committed for result in done.metrics().query()["counters"]}
+    assert counted == {"num_inferences": 2, "v1_num_inferences": 3, "v2_num_inferences": 1}
+
+
+def test_several_models_in_a_side_input_are_refused() -> None:
+    running = pipeline()
+    side = running | "side" >> beam.Create([base.ModelMetadata("1", "1"), base.ModelMetadata("2", "2")])
+    _ = running | beam.Create([1, 2]) | ours(models.AddsOne(), model_metadata_pcoll=side)
+    with pytest.raises(Exception, match=r"more than one element accessed as a singleton"):
+        running.run().wait_until_finish()
+
+
+def test_a_pattern_of_files_is_a_side_input() -> None:
+    found = pipeline() | beam.Create([1]) | ours(models.AddsOne(), watch_model_pattern="no/such/*")
+    assert "WatchFilePattern" in str(found.producer.side_inputs[0])
+
+
+# ---- deployments ---------------------------------------------------------------------------------
+
+
+def test_a_live_deployment_serves_the_pipeline_itself(tmp_path: Path) -> None:
+    import torch
+
+    from kit.handlers import PytorchModelHandlerTensor
+
+    torch.save({"weight": torch.tensor([[3.0]]), "bias": torch.tensor([0.0])}, tmp_path / "m.pt")
+    sizes = {"in_features": 1, "out_features": 1}
+    handler = PytorchModelHandlerTensor(str(tmp_path / "m.pt"), torch.nn.Linear, sizes, device="cpu")
+    examples = [torch.tensor([float(number)]) for number in range(13)]
+    with kit.deploy(handler, mode="large", processes=1) as deployment:
+        before = deployment.counters["answered"]
+        found = examples | deployment.to_beam()
+        assert deployment.counters["answered"] - before == len(examples)
+        expected = [result.inference.item() for result in deployment.predict(examples)]
+        assert sorted(result.inference.item() for result in found) == expected
+        assert not deployment.closed
+
+
+def test_settings_go_along_and_can_be_changed() -> None:
+    with kit.deploy(Doubling(), mode="medium", model_copies=3, processes=2, memory_budget="1GiB") as deployment:
+        step = deployment.to_beam(inference_args=None, processes=4)
+        kept = step._source.settings
+        assert (kept["mode"], kept["model_copies"], kept["processes"]) == ("medium", 3, 4)
+        assert kept["memory_budget"] == 2**30
+        assert sorted([1, 2, 3] | deployment.to_beam()) == [2, 4, 6]
+    with pytest.raises(errors.DeploymentClosed):
+        deployment.to_beam()
+
+
+def test_the_best_of_a_comparison_goes_into_a_pipeline() -> None:
+    compared = kit.compare(Doubling(), list(range(64)), modes=["default"], processes=1, repeats=1, seconds=0.1)
+    step = compared.best().to_beam()
+    assert step._source.settings["mode"] == "default"
+    assert sorted([1, 2, 3] | step) == [2, 4, 6]
+    with pytest.raises(errors.InvalidSetting, match="no mode to take into a pipeline"):
+        compared.best(memory_budget=1).to_beam()
+
+
+def test_nothing_of_a_pipeline_is_left_over() -> None:
+    check(range(5), ours(models.AddsOne()), range(1, 6))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kit-")]
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "words"),
+    [
+        (3, {}, "isn't a model handler"),
+        (models.AddsOne, {}, "is a class"),
+        (models.AddsOne(), {"mode": "huge"}, "mode='huge'"),
+        (models.AddsOne(), {"proceses": 2}, "doesn't know proceses"),
+        (models.AddsOne(), {"processes": 0}, "processes=0"),
+    ],
+)
+def test_bad_input(target: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.InvalidSetting, match=words):
+        kit.beam.RunInference(target, **options)
+    with pytest.raises(errors.InvalidSetting, match="timeout=0"):
+        kit.beam.RunInference(models.AddsOne()).with_exception_handling(timeout=0)

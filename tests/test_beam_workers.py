@@ -1,0 +1,173 @@
+"""Pipelines in Beam's worker processes (`multi_processing`, 2 workers): one deployment, every element, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("apache_beam")
+
+ROOT = Path(__file__).parents[1]
+#: Beam's runner leaves sockets open in its process, so each pipeline has a process of its own, which prints JSON.
+HEAD = """
+import json, os, signal, sys, threading, time
+
+import apache_beam as beam
+from apache_beam.metrics import MetricsFilter
+from apache_beam.ml.inference import base
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that, equal_to
+
+import kit, kit.beam
+from tests import beam_models as models
+
+OPTIONS = PipelineOptions(
+    ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+)
+
+
+def counted(done, name):
+    return sum(found.committed for found in done.metrics().query(MetricsFilter().with_name(name))["counters"])
+
+
+def serving():
+    return json.loads(kit.deployments()[["name", "mode", "pid", "handler"]].to_json(orient="records"))
+
+
+"""
+
+Run = Callable[[str], Any]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs a script in a process of its own, with a daemon of its own; what it prints last, from JSON."""
+    runtime = tempfile.mkdtemp(prefix="kit-rt-", dir="/tmp")
+    monkeypatch.setenv("KIT_RUNTIME_DIR", runtime)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def run(code: str) -> Any:
+        script = tmp_path / "pipeline.py"
+        script.write_text(HEAD + textwrap.dedent(code))
+        done = subprocess.run(
+            [sys.executable, script, str(tmp_path)], capture_output=True, text=True, timeout=200, cwd=ROOT, check=False
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    yield run
+    from kit.daemon import client
+
+    for name in client.names():
+        client.stop(name, missing_ok=True)
+    until = time.monotonic() + 20
+    while os.path.exists(f"{runtime}/daemon.sock") and time.monotonic() < until:
+        time.sleep(0.05)
+    assert client.names() == []
+    shutil.rmtree(runtime)
+
+
+def test_workers_share_one_deployment_and_every_element_comes_back(run: Run) -> None:
+    """1,237 elements, in a window's multiple plus some; two steps with the same handler share as well."""
+    found = run("""
+        if __name__ == "__main__":
+            running = beam.Pipeline(options=OPTIONS)
+            step = kit.beam.RunInference(models.AddsOne(), mode="large", processes=2)
+            results = running | beam.Create(range(1237)) | "a" >> step | "shuffle" >> beam.Reshuffle()
+            results = results | "b" >> kit.beam.RunInference(models.AddsOne(), mode="large", processes=2)
+            assert_that(results, equal_to(list(range(2, 1239))))
+            done = running.run()
+            done.wait_until_finish()
+            loads = done.metrics().query(MetricsFilter().with_name("load_model_latency_milli_secs"))["distributions"]
+            print(json.dumps([serving(), counted(done, "num_inferences"), sum(one.committed.count for one in loads)]))
+    """)
+    (deployment,), inferences, loads = found
+    assert deployment["name"].startswith("beam-")
+    assert (deployment["mode"], deployment["handler"]) == ("large", "AddsOne")
+    assert inferences == 2 * 1237
+    assert loads == 1
+
+
+def test_a_killed_host_and_a_killed_deployment_lose_nothing(run: Run) -> None:
+    """The model's host kills itself; then the whole deployment is killed while it computes."""
+    found = run("""
+        def kill_deployment():
+            while not os.path.exists(sys.argv[1] + "/slow"):
+                time.sleep(0.02)
+            killed.extend(serving())
+            os.kill(killed[0]["pid"], signal.SIGKILL)
+
+        if __name__ == "__main__":
+            with beam.Pipeline(options=OPTIONS) as running:
+                step = kit.beam.RunInference(models.KillsItself(sys.argv[1] + "/died"), mode="large", keep_alive=1)
+                results = running | beam.Create(range(643)) | step
+                assert_that(results, equal_to(list(range(1, 644))))
+            assert os.path.exists(sys.argv[1] + "/died")
+            while serving():
+                time.sleep(0.1)
+            killed = []
+            killer = threading.Thread(target=kill_deployment)
+            killer.start()
+            with beam.Pipeline(options=OPTIONS) as running:
+                results = running | beam.Create(range(643)) | kit.beam.RunInference(models.Marks(sys.argv[1] + "/slow"))
+                assert_that(results, equal_to(list(range(1, 644))))
+            killer.join()
+            print(json.dumps([killed, serving()]))
+    """)
+    (before,), (after,) = found
+    assert before["name"] == after["name"]
+    assert before["pid"] != after["pid"]
+
+
+def test_pipelines_ask_a_named_deployment_and_leave_it_as_it_is(run: Run) -> None:
+    found = run("""
+        if __name__ == "__main__":
+            with kit.deploy(models.AddsOne(), processes=1, name="mine") as deployment:
+                with beam.Pipeline(options=OPTIONS) as running:
+                    results = running | beam.Create(range(101)) | deployment.to_beam()
+                    inferences = results | beam.Map(lambda result: result.inference)
+                    assert_that(inferences, equal_to(list(range(1, 102))))
+                print(json.dumps([serving(), deployment.counters["answered"]]))
+    """)
+    (deployment,), answered = found
+    assert (deployment["name"], answered) == ("mine", 101)
+
+
+def test_the_kits_handlers_in_beams_own_workers(run: Run) -> None:
+    """Beam's RunInference, our handlers, unmodified; also one that all workers share."""
+    found = run("""
+        import torch
+        from kit.handlers import PytorchModelHandlerTensor
+
+        if __name__ == "__main__":
+            torch.save({"weight": torch.tensor([[2.0]]), "bias": torch.tensor([1.0])}, sys.argv[1] + "/m.pt")
+            settings = {"in_features": 1, "out_features": 1}
+            answers = []
+            for large in (False, True):
+                handler = PytorchModelHandlerTensor(sys.argv[1] + "/m.pt", torch.nn.Linear, settings, large_model=large)
+                handler = handler.with_preprocess_fn(lambda number: torch.tensor([float(number)]))
+                handler = handler.with_postprocess_fn(lambda result: int(result.inference.item()))
+                running = beam.Pipeline(options=OPTIONS)
+                assert_that(
+                    running | beam.Create(range(57)) | base.RunInference(handler),
+                    equal_to([2 * number + 1 for number in range(57)]),
+                )
+                done = running.run()
+                done.wait_until_finish()
+                answers.append(counted(done, "num_inferences"))
+            print(json.dumps(answers))
+            sys.stdout.flush()
+            os._exit(0)  # Beam's server of the shared model doesn't end by itself
+    """)
+    assert found == [57, 57]
