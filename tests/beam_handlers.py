@@ -50,3 +50,21 @@ class Remote(base.RemoteModelHandler[int, int, Model]):
             self.failures -= 1
             raise ConnectionError("the endpoint is busy")
         return [model.predict(example) for example in batch]
+
+
+class NoRoom(base.RateLimiter):
+    """Lets nothing through."""
+
+    def __init__(self) -> None:
+        super().__init__(namespace="NoRoom")
+
+    def allow(self, hits_added: int = 1, **kwargs: Any) -> bool:
+        return False
+
+
+class Limited(Remote):
+    """Calls an endpoint that takes no more."""
+
+    def __init__(self) -> None:
+        super().__init__(retries=0)
+        self._rate_limiter = NoRoom()

@@ -1,4 +1,4 @@
-"""Pipelines in Beam's worker processes (`multi_processing`, 2 workers): one deployment, every element, whatever dies."""
+"""Pipelines in Beam's worker processes (`multi_processing`, 2 workers): one deployment, and no element is lost."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 
 
 def test_workers_share_one_deployment_and_every_element_comes_back(run: Run) -> None:
-    """1,237 elements, in a window's multiple plus some; two steps with the same handler share as well."""
+    """1,237 elements, which fill no whole number of windows; two steps with the same handler share as well."""
     found = run("""
         if __name__ == "__main__":
             running = beam.Pipeline(options=OPTIONS)
