@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -81,7 +82,72 @@ def _silent() -> Iterator[None]:
             os.close(kept)
 
 
-def mlp_handler(path: str, batch_size: int, *, mended: bool) -> Any:
+def run_numbers(count: int, step: Any, row: Any = None) -> float:
+    """Run a pipeline in two worker processes: numbers that become rows there, and a step.
+
+    Returns:
+        Seconds from the first element into the step to the last result out of it, over both processes; their
+        start, which takes as long whatever the step is, isn't in it.
+
+    Raises:
+        RuntimeError: not every element came back.
+    """
+    with _silent():
+        pipeline = beam.Pipeline(options=PipelineOptions(list(TWO_PROCESSES)))
+        first, last = _Noting("in", row or _mlp_row), _Noting("out", _same)
+        last.start_us = first.start_us
+        _ = pipeline | beam.Create(range(count)) | "row" >> beam.Map(first) | step | "out" >> beam.Map(last)
+        done = pipeline.run()
+        done.wait_until_finish()
+    found = {one.key.metric.name: one.committed for one in done.metrics().query(_NOTED)["distributions"]}
+    if found["out"].count != count:
+        raise RuntimeError(f"{found['out'].count} of {count} elements came back")
+    seconds: float = (found["out"].max - found["in"].min) / 1e6
+    return seconds
+
+
+_NOTED = beam.metrics.MetricsFilter().with_namespace("kit-bench")
+
+
+class _Noting:
+    """A function that notes when it is called."""
+
+    def __init__(self, name: str, function: Any) -> None:
+        self.name = name
+        self.function = function
+        self.noted: Any = None
+        self.start_us = time.time_ns() // 1000  # the sum of all is kept too, in 64 bits
+
+    def __call__(self, element: Any) -> Any:
+        if self.noted is None:
+            self.noted = beam.metrics.Metrics.distribution("kit-bench", self.name)
+        found = self.function(element)  # first: the first row imports torch
+        self.noted.update(time.time_ns() // 1000 - self.start_us)
+        return found
+
+
+def _same(element: Any) -> Any:
+    return element
+
+
+def nothing() -> Any:
+    """A step that does nothing."""
+    return beam.Map(_same)
+
+
+_rows: list[Any] = []
+
+
+def _mlp_row(number: int) -> Any:
+    """A row for the MLP, out of a table that each process makes once; each has memory of its own."""
+    from tests.benchmarks import models
+
+    if not _rows:
+        _rows.extend(models.mlp_rows(8))
+    return _rows[number % len(_rows)]
+
+
+def mlp_handler(path: str, batch_size: int, *, mended: bool, large: bool = False) -> Any:
     """Beam's PyTorch handler of the MLP; mended, its ``get_num_bytes`` doesn't look at every number."""
     from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
 
@@ -94,6 +160,7 @@ def mlp_handler(path: str, batch_size: int, *, mended: bool) -> Any:
         model_params={},
         min_batch_size=batch_size,
         max_batch_size=batch_size,
+        large_model=large,
     )
 
 
