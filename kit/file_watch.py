@@ -5,17 +5,14 @@ from __future__ import annotations
 import glob
 import os
 import threading
-import time
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kit import errors
 
 if TYPE_CHECKING:
     from kit.deployment import Deployment
-
-#: How often a watch looks whether its deployment has ended, seconds.
-LOOK_S = 0.5
 
 
 class Version(NamedTuple):
@@ -51,16 +48,23 @@ class ModelWatch:
         self._deployment = weakref.ref(deployment)
         self._stop = threading.Event()
         self._handled = self._newest()
+        self._take_back: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="kit-watch-files", daemon=True)
 
     def start(self) -> Self:
         """Begin to look."""
+        deployment = self._deployment()
+        if deployment is not None:
+            self._take_back = deployment.at_close(self._stop.set)
+            # A named deployment goes on when this process lets go of it.
+            weakref.finalize(deployment, self._stop.set).atexit = False
         self._thread.start()
         return self
 
     def stop(self) -> None:
         """Look no more; an update under way is finished first. Idempotent."""
         self._stop.set()
+        self._take_back()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -93,11 +97,7 @@ class ModelWatch:
 
     def _wait(self) -> bool:
         """Wait for the next look; False when there is none."""
-        until = time.monotonic() + self.interval_s
-        while (left := until - time.monotonic()) > 0:
-            if self._stop.wait(min(left, LOOK_S)) or self._ended():
-                return False
-        return not self._ended()
+        return not self._stop.wait(self.interval_s) and not self._ended()
 
     def _ended(self) -> bool:
         deployment = self._deployment()

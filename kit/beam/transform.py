@@ -12,8 +12,9 @@ from kit import errors
 from kit.beam.core_handler import core_of, gives_results, largest_batch
 from kit.beam.dofn import BAD, Options, ServeDoFn
 from kit.beam.serving import Source
+from kit.checks import check_handler, check_platform
 from kit.daemon.client import RemoteDeployment
-from kit.deployment import Deployment, check_handler, check_platform
+from kit.deployment import Deployment
 from kit.settings import Settings
 
 

@@ -75,8 +75,8 @@ def of_numpy(array: Any, original: Any, shape: Sequence[int] | None = None, writ
 
 def is_tensor(value: Any) -> bool:
     """True for torch tensors; imports nothing."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    # Half imported, by another thread, torch has made no tensor yet.
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 
 def of_tensor(tensor: Any, shape: Sequence[int] | None = None, write: Any = None) -> Block:
@@ -114,7 +114,12 @@ def stackable(values: list[Any]) -> Block | None:
             return None
         return of_numpy(first, first, (len(values), *first.shape), lambda out: np.stack(values, out=out))
     torch = sys.modules.get("torch")
-    if torch is None or kind is not torch.Tensor or not first.numel() or not _alike(values, kind, first):
+    if (
+        torch is None
+        or kind is not getattr(torch, "Tensor", None)
+        or not first.numel()
+        or not _alike(values, kind, first)
+    ):
         return None
     if any(value.layout is not torch.strided or not value.is_cpu for value in values):
         return None

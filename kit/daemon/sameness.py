@@ -86,7 +86,9 @@ class _Walker:
             self._data(value)
 
     def _data(self, value: Any) -> None:
-        torch = sys.modules.get("torch")
+        torch: Any = sys.modules.get("torch")
+        # Another thread may be importing it just now, and then there are no tensors yet.
+        tensor: Any = getattr(torch, "Tensor", ())
         if isinstance(value, (list, tuple)):
             self.note(len(value))
             for item in value:
@@ -101,7 +103,7 @@ class _Walker:
         elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
             self.note(value.dtype.str, value.shape)
             self.hash.update(np.ascontiguousarray(value).tobytes())
-        elif torch is not None and isinstance(value, torch.Tensor):
+        elif isinstance(value, tensor):
             self.note(value.dtype, tuple(value.shape))
             self.hash.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:

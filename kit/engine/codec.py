@@ -202,7 +202,7 @@ def _encode_stack(values: list[Any]) -> Payload | None:
             return None
         return _numpy_payload((len(values), *first.shape), dtype, lambda out: _stacked(np.stack, values, out))
     torch = sys.modules.get("torch")
-    if torch is None or kind is not torch.Tensor:
+    if torch is None or kind is not getattr(torch, "Tensor", None):  # half imported, by another thread
         return None
     dtype = first.dtype
     if dtype not in _torch_plain(torch) or not first.numel() or not _alike(values, kind, dtype):
