@@ -16,10 +16,13 @@ from __future__ import annotations
 from kit.errors import MissingExtra
 
 try:
+    from kit.beam.notebooks import let_pipelines_be_built
     from kit.beam.transform import RunInference
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "apache_beam":
         raise
     raise MissingExtra("kit.beam needs Apache Beam: pip install 'serving-kit[beam]'") from error
+
+let_pipelines_be_built()
 
 __all__ = ["RunInference"]
