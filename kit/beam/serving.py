@@ -24,7 +24,7 @@ from kit.engine.packing import pack
 _PROCESS = uuid.uuid4().hex
 #: Deployments of this process that pipelines may use as they are.
 _live: weakref.WeakValueDictionary[str, Deployment] = weakref.WeakValueDictionary()
-_open: dict[str, Shared] = {}
+_open: dict[tuple[str, str | None], Shared] = {}
 _guard = threading.Lock()
 
 
@@ -69,13 +69,18 @@ class Source:
             token = uuid.uuid4().hex
             _live[token] = live
         given = sorted((name, value) for name, value in settings.items() if value is not None)
-        key = _digest(sameness.digest(handler), given, token, identifier)
+        key = _digest(sameness.digest(handler), given, identifier)
         return Source(bytes(pack(handler)), dict(settings), key, home(), token, None, keep_alive)
 
     @staticmethod
     def named(name: str) -> Source:
         """A source that asks a named deployment of this user and machine."""
         return Source(None, {}, f"name:{name}", home(), name=name)
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Its place among the deployments of a process."""
+        return self.key, self.live
 
     def updated(self, path: str) -> Source:
         """The same handler after ``update_model_path(path)``: another version, in a deployment of its own.
@@ -210,9 +215,9 @@ class Lease:
 
     def __init__(self, source: Source) -> None:
         with _guard:
-            shared = _open.get(source.key)
+            shared = _open.get(source.place)
             if shared is None:
-                shared = _open[source.key] = Shared(source)
+                shared = _open[source.place] = Shared(source)
             shared.users += 1
         self.shared = shared
         self._finalizer = weakref.finalize(self, _release, shared)
@@ -227,6 +232,6 @@ def _release(shared: Shared) -> None:
         shared.users -= 1
         if shared.users:
             return
-        if _open.get(shared.source.key) is shared:
-            del _open[shared.source.key]
+        if _open.get(shared.source.place) is shared:
+            del _open[shared.source.place]
     shared.close()
