@@ -16,6 +16,7 @@ import torch
 
 import kit.assets
 from kit.handlers import (
+    HuggingFaceModelHandlerKeyedTensor,
     HuggingFacePipelineModelHandler,
     PytorchModelHandlerKeyedTensor,
     PytorchModelHandlerTensor,
@@ -25,6 +26,10 @@ from kit.handlers import (
 )
 
 base = pytest.importorskip("apache_beam.ml.inference.base")
+
+import apache_beam as beam  # noqa: E402
+from apache_beam.metrics import MetricsFilter  # noqa: E402
+from apache_beam.testing.util import assert_that, equal_to  # noqa: E402
 
 
 class LinearRegression(torch.nn.Module):
@@ -156,3 +161,89 @@ def test_pipeline_and_sentence_transformer() -> None:
         mean = alone[0].mean(0).numpy()
         assert np.abs(mean / np.linalg.norm(mean) - vector).max() < 1e-5
         assert torch.allclose(result.inference[0, : alone.shape[1]], alone[0], atol=1e-4)
+
+
+def test_failing_examples_come_out_apart(weights: tuple[torch.nn.Module, str]) -> None:
+    model, path = weights
+    handler = PytorchModelHandlerTensor(path, LinearRegression, max_batch_size=1)
+    handler = handler.with_preprocess_fn(lambda text: torch.tensor([float(text)]))
+    handler = handler.with_postprocess_fn(lambda result: round(result.inference.item(), 4))
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        texts = pipeline | beam.Create(["1", "two", "3"])
+        good, failed = texts | base.RunInference(handler).with_exception_handling()
+        expected = [round(model(torch.tensor([x])).item(), 4) for x in (1.0, 3.0)]
+        assert_that(good, equal_to(expected))
+        assert_that(failed.failed_preprocessing[0] | beam.Map(lambda letter: letter[0]), equal_to(["two"]), label="bad")
+        assert_that(failed.failed_inferences, equal_to([]), label="none")
+
+
+def test_a_side_input_names_the_weights(tmp_path: Path) -> None:
+    """Beam calls ``update_model_path`` and loads again; the model's id is the path."""
+    for factor in (2.0, 5.0):
+        torch.save({"weight": torch.tensor([[factor]]), "bias": torch.zeros(1)}, tmp_path / f"{factor:g}.pt")
+    sizes = {"in_features": 1, "out_features": 1}
+    handler = PytorchModelHandlerTensor(str(tmp_path / "2.pt"), torch.nn.Linear, sizes, device="cpu")
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        side = pipeline | "side" >> beam.Create([base.ModelMetadata(str(tmp_path / "5.pt"), "five")])
+        numbers = pipeline | beam.Create([1.0, 3.0]) | beam.Map(lambda number: torch.tensor([number]))
+        results = numbers | base.RunInference(handler, model_metadata_pcoll=side)
+        found = results | beam.Map(lambda result: (result.inference.item(), Path(result.model_id).name))
+        assert_that(found, equal_to([(5.0, "5.pt"), (15.0, "5.pt")]))
+
+
+def test_metrics_have_the_handlers_namespace(weights: tuple[torch.nn.Module, str]) -> None:
+    handler = PytorchModelHandlerTensor(weights[1], LinearRegression)
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    numbers = pipeline | beam.Create([1.0, 2.0, 3.0]) | beam.Map(lambda number: torch.tensor([number]))
+    _ = numbers | base.RunInference(handler)
+    done = pipeline.run()
+    done.wait_until_finish()
+    found = done.metrics().query(MetricsFilter().with_namespace(handler.get_metrics_namespace()))
+    assert {one.key.metric.name: one.committed for one in found["counters"]} == {"num_inferences": 3}
+    sizes = {one.key.metric.name: one.committed.sum for one in found["distributions"]}
+    assert sizes["inference_request_batch_byte_size"] == 3 * 4
+    assert sizes["inference_request_batch_size"] == 3
+    assert "load_model_latency_milli_secs" in sizes
+
+
+def test_hugging_face_models_and_prebatched_examples(tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    minilm = str(kit.assets.path("minilm"))
+    tokens = AutoTokenizer.from_pretrained(minilm)(kit.assets.texts("tickets")[:3], padding=True, return_tensors="pt")
+    examples = [{name: tokens[name][at] for name in ("input_ids", "attention_mask")} for at in range(3)]
+    handler = HuggingFaceModelHandlerKeyedTensor(minilm, AutoModel, framework="pt", device="cpu")
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(minilm).eval()(**tokens).last_hidden_state
+    for result, wanted in zip(run(handler, examples), expected, strict=True):
+        assert torch.allclose(result.inference["last_hidden_state"], wanted, atol=1e-4)
+    batch = [torch.ones(1), torch.zeros(1)]
+    torch.save({}, tmp_path / "identity.pt")
+    identity = PytorchModelHandlerTensor(str(tmp_path / "identity.pt"), torch.nn.Identity, device="cpu")
+    found = [batch] | base.RunInference(identity.with_no_batching())
+    assert [result.inference.item() for result in found] == [1.0, 0.0]
+
+
+def test_several_copies_of_a_model(tmp_path: Path) -> None:
+    """``model_copies``: Beam's workers ask them in turn."""
+    code = """
+        import os, sys
+        import torch
+        from apache_beam.ml.inference.base import RunInference
+        from kit.handlers import PytorchModelHandlerTensor
+        if __name__ == "__main__":
+            torch.save({"weight": torch.tensor([[2.0]]), "bias": torch.tensor([1.0])}, sys.argv[1])
+            sizes = {"in_features": 1, "out_features": 1}
+            handler = PytorchModelHandlerTensor(sys.argv[1], torch.nn.Linear, sizes, model_copies=2, max_batch_size=3)
+            found = [torch.tensor([float(number)]) for number in range(11)] | RunInference(handler)
+            print(sorted(int(result.inference.item()) for result in found) == list(range(1, 23, 2)))
+            sys.stdout.flush()
+            os._exit(0)  # Beam's servers of the copies don't end by themselves
+    """
+    script = tmp_path / "copies.py"
+    script.write_text(textwrap.dedent(code))
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "linear.pt"], capture_output=True, text=True, timeout=120, check=False,
+        cwd=Path(__file__).parents[1], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    assert done.stdout.strip() == "True", done.stderr
