@@ -247,3 +247,38 @@ def test_several_copies_of_a_model(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[1], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_options_have_beams_names() -> None:
+    """The same constructor arguments give the same ``batch_elements_kwargs``, sharing and copies as Beam's class."""
+    options: list[dict[str, Any]] = [
+        {},
+        {"min_batch_size": 10},
+        {"max_batch_size": 50},
+        {"max_batch_duration_secs": 60},
+        {"min_batch_size": 5, "max_batch_size": 20, "max_batch_duration_secs": 30, "max_batch_weight": 100},
+        {"max_batch_size": 20, "max_batch_weight": 100, "element_size_fn": len},
+        {"batch_length_fn": len},
+        {"batch_length_fn": len, "batch_bucket_boundaries": [16, 32, 64]},
+        {"large_model": True},
+        {"model_copies": 2},
+    ]
+    for given in options:
+        ours, theirs = kit.ModelHandler(**given), base.ModelHandler(**given)
+        assert dict(ours.batch_elements_kwargs()) == dict(theirs.batch_elements_kwargs()), given
+        assert ours.share_model_across_processes() == theirs.share_model_across_processes()
+        assert ours.model_copies() == theirs.model_copies()
+
+
+def test_the_table_of_behaviours_names_tests_that_there_are() -> None:
+    """Every test of Beam's is in the table, and every test that the table names exists."""
+    import re
+
+    folder = Path(__file__).parent
+    table = (folder / "beam_behaviours.md").read_text()
+    source = Path(base.__file__).with_name("base_test.py").read_text()
+    assert re.findall(r"^\| `(test_\w+)` \|", table, re.MULTILINE) == re.findall(
+        r"^  def (test_\w+)\(", source, re.MULTILINE
+    )
+    for file, name in re.findall(r"`(test_\w+\.py)::(test_\w+)", table):
+        assert f"def {name}(" in (folder / file).read_text(), (file, name)
