@@ -131,6 +131,17 @@ def test_batches_by_the_handlers_options() -> None:
     check(["a", "cccccc", "bb", "ddddddd"], ours(models.Padded()), ["a:2", "bb:2", "cccccc:7", "ddddddd:7"])
 
 
+def test_keyed_handlers_as_beams_own_gives_them() -> None:
+    """The kit's with a model a key, Beam's with one for all."""
+    mappings = [
+        kit.KeyModelMapping(["a"], models.GivesResults("A")),
+        kit.KeyModelMapping(["b", "c"], models.GivesResults("B")),
+    ]
+    examples = [("abc"[number % 3], number) for number in range(31)]
+    for handler in (kit.KeyedModelHandler(mappings), base.KeyedModelHandler(models.AddsOne())):
+        assert sorted(examples | ours(handler)) == sorted(examples | base.RunInference(handler))
+
+
 def test_environment_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KIT_TEST_FOO", raising=False)
     handler = kit.ModelHandler.from_callable(
