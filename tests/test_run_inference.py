@@ -598,8 +598,8 @@ def test_with_a_timeout_a_slow_example_fails_alone_and_soon(serve: Serve) -> Non
     target = serve(Sleepy())
     [0] | RunInference(target)
     began = time.monotonic()
-    results = [0, 0, 1.5, 0] | RunInference(target).with_exception_handling(timeout=0.3)
-    assert time.monotonic() - began < 1.4
+    results = [0, 0, 5.0, 0] | RunInference(target).with_exception_handling(timeout=0.3)
+    assert time.monotonic() - began < 4.5
     assert [type(result) for result in results] == [PredictionResult, PredictionResult, Failure, PredictionResult]
     assert isinstance(results[2].error, errors.DeadlineExceeded)
     assert "0.3 s" in str(results[2].error)
