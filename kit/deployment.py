@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kit import errors, inputs
 from kit.checks import check_handler, check_platform
+from kit.metrics import FIGURES
 from kit.settings import Settings
 
 # The engine is imported when something is deployed: a kernel that connects to a named deployment never needs it.
@@ -248,7 +249,7 @@ class Deployment:
     def history(self) -> pd.DataFrame:
         """One row a second: rates, latency quantiles (total, queue, compute, transport; seconds), memory by
         role in bytes, mode, and the events of that second."""
-        return self._engine.history.to_frame()
+        return self._engine.history.to_frame(FIGURES)
 
     @property
     def counters(self) -> dict[str, int]:
@@ -281,6 +282,12 @@ class Deployment:
         from kit import snapshot
 
         return snapshot.take(self._engine, self._watch, seconds)
+
+    def pulse(self) -> tuple[Any, ...]:
+        """Something that differs from before whenever `snapshot` has news worth a look; costs microseconds."""
+        from kit import snapshot
+
+        return snapshot.pulse(self._engine)
 
     def kill(self, role: str = "worker", index: int = 0) -> int:
         """Kill a serving process, to see that it is replaced and no request fails; returns its pid.

@@ -93,7 +93,9 @@ class LoadRun:
         """`end`, and wait for it; after `timeout_s` what is still in flight is cancelled and given up."""
         self.end()
         limit = time.monotonic() + timeout_s
-        self.sender.join(timeout_s)
+        # A sender that drops the last reference to a deployment closes it, and may so stop itself.
+        if self.sender is not threading.current_thread():
+            self.sender.join(timeout_s)
         with self.changed:
             self.changed.wait_for(lambda: not self.in_flight, max(0.0, limit - time.monotonic()))
             left = list(self.in_flight)
@@ -104,7 +106,8 @@ class LoadRun:
             self.in_flight.clear()
             if left or self.sender.is_alive():
                 self.finished.put(None)
-        self.receiver.join()
+        if self.receiver is not threading.current_thread():
+            self.receiver.join()
 
     # ---- the two threads ------------------------------------------------------------------------
 

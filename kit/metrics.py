@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -230,6 +230,15 @@ class Event:
         return f"{self.kind}: {self.text}" if self.text else self.kind
 
 
+#: The figures of a deployment's row of `History`, by name; "gpu_bytes" comes with a GPU.
+FIGURES = (
+    "mode", "elements_per_s", "failed_per_s", "p50_s", "p95_s", "p99_s",
+    *(f"{part}_p{share}_s" for part in LATENCY_PARTS for share in (50, 99)),
+    "queued", "in_flight", "processes", "pss_bytes", "libraries_bytes",
+    "weights_private_bytes", "weights_shared_bytes", "working_bytes",
+)  # fmt: skip
+
+
 class History:
     """The last hour of a deployment, a row a second, and its last events.
 
@@ -287,19 +296,31 @@ class History:
             rows[index]["events"].append(str(event))
         return rows
 
-    def to_frame(self) -> pd.DataFrame:
-        """`rows` as a DataFrame: "time" is the local time without a zone, "events" one text ("" for none)."""
-        return frame_of_rows(self.rows())
+    def last(self) -> Mapping[str, Any]:
+        """The newest row as it was added, empty before the first."""
+        return self._rows[-1] if self._rows else {}
+
+    def last_event(self) -> Event | None:
+        """The newest event, None before the first."""
+        return self._events[-1] if self._events else None
+
+    def to_frame(self, figures: Sequence[str] = ()) -> pd.DataFrame:
+        """`frame_of_rows` of `rows`."""
+        return frame_of_rows(self.rows(), figures)
 
     def __len__(self) -> int:
         return len(self._rows)
 
 
-def frame_of_rows(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The `rows` of a History as a DataFrame, see `History.to_frame`."""
+def frame_of_rows(rows: list[dict[str, Any]], figures: Sequence[str] = ()) -> pd.DataFrame:
+    """The `rows` of a History as a DataFrame; the columns `figures` are there before the first row is, too.
+
+    "time" is the local time without a zone, "events" one text ("" for none).
+    """
     import pandas as pd
 
-    names = dict.fromkeys(["time", "elapsed_s", *(name for row in rows for name in row if name != "events")])
+    found = (name for row in rows for name in row if name != "events")
+    names = dict.fromkeys(["time", "elapsed_s", *figures, *found])
     frame = pd.DataFrame(rows, columns=[*names, "events"])
     frame["time"] = pd.to_datetime([datetime.fromtimestamp(row["time"]) for row in rows])
     frame["elapsed_s"] = frame["elapsed_s"].astype(float)

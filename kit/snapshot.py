@@ -109,6 +109,22 @@ def take(engine: Engine, watch: Watch, seconds: float) -> Snapshot:
     )
 
 
+def pulse(engine: Engine) -> tuple[Any, ...]:
+    """Differs from before when anything else may; of memory, whole megabytes, as it never stands quite still."""
+    row, event, under_way = engine.history.last(), engine.history.last_event(), engine.switching
+    return (
+        engine.alive,
+        id(engine.handler),
+        engine.settings,
+        *engine.dispatcher.counters.as_dict().values(),
+        row.get("elements_per_s"),
+        row.get("pss_bytes", 0) >> 20,
+        row.get("gpu_bytes", 0) >> 20,
+        event and event.time,
+        under_way and time.monotonic(),
+    )
+
+
 def _progress(engine: Engine) -> SwitchProgress | None:
     switching = engine.switching
     if switching is None:

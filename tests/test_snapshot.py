@@ -10,6 +10,7 @@ import pytest
 import kit
 from kit import errors
 from kit.compare_cancel import Cancel
+from kit.metrics import FIGURES, History
 from tests.models import Doubling
 from tests.widgets_helpers import Gated, until
 
@@ -29,9 +30,59 @@ def test_a_snapshot_has_all_of_one_moment():
         assert found.switching is None
         until(lambda: deployment.snapshot().rows, "a row of history")
         assert deployment.snapshot(0).rows == []
+        rows = deployment.snapshot().rows
+        assert set(rows[-1]) - {"gpu_bytes"} == {"time", *FIGURES}
     closed = deployment.snapshot()
     assert closed.closed
     assert closed.processes == []
+
+
+def test_a_history_has_its_columns_from_the_start():
+    with kit.deploy(Doubling(), processes=1) as deployment:
+        empty = History().to_frame(FIGURES)
+        assert len(empty) == 0
+        assert list(empty.columns) == ["time", "elapsed_s", *FIGURES, "events"]
+        assert set(deployment.history.columns) >= set(empty.columns)
+        assert not deployment.history["elements_per_s"].any()
+
+
+def test_the_pulse_stands_still_until_something_happens():
+    with kit.deploy(Doubling(), processes=1) as deployment:
+        until(lambda: deployment.snapshot().rows and deployment.snapshot().rows[-1]["pss_bytes"], "the first figures")
+        rows = len(deployment.history)
+        before = deployment.pulse()
+        until(lambda: len(deployment.history) > rows + 2 or deployment.pulse() != before, "more rows")
+        assert deployment.pulse()[:-4] == before[:-4]  # memory may move by itself
+        deployment.predict([1])
+        assert deployment.pulse() != before
+        before = deployment.pulse()
+        deployment.switch("shared")
+        assert deployment.pulse() != before
+    assert deployment.pulse() != before
+
+
+def test_a_load_whose_own_request_drops_the_deployment_ends():
+    """As a panel's load does, which keeps the deployment only while it sends a request."""
+    deployment = kit.deploy(Doubling(), processes=1)
+    held = [deployment]
+    closed = threading.Event()
+
+    class Last:
+        def submit(self, examples):
+            if not held:
+                raise errors.DeploymentClosed("it is gone.")
+            future = held[0].submit(examples)
+            future.deployment = None
+            held.clear()
+            return future
+
+    load = kit.LoadGenerator(Last(), [1, 2])
+    deployment.at_close(lambda: (load.stop(5), closed.set()))
+    del deployment
+    load.start()
+    assert closed.wait(30)
+    load.stop(5)
+    assert not load.running
 
 
 def test_a_switch_under_way_is_told_and_can_be_cancelled(tmp_path):

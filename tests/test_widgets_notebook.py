@@ -21,7 +21,8 @@ ServingPanel(deployment, list(range(10)))
 assert [prediction.inference for prediction in deployment.predict(list(range(500)))] == list(range(0, 1000, 2))
 deployment.switch("shared")
 """,
-    "deployment.close()",
+    # Requests wait while it closes.
+    "waiting = deployment.submit(list(range(200_000))); deployment.close(); print(waiting.exception())",
 ]
 
 
@@ -40,7 +41,9 @@ def test_the_twin_is_in_the_saved_notebook_and_tells_the_end(tmp_path):
     assert "data:image/png;base64," in twins[0]["text/html"]
     assert "answered 500" in twins[0]["text/plain"]
     assert "default → shared" in twins[0]["text/plain"]
-    assert "failed: 0" in twins[0]["text/plain"]
+    assert "failed: 0, and " in twins[0]["text/plain"]
+    assert "that had no answer yet when the deployment was closed" in twins[0]["text/plain"]
     widget = [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
     assert len(widget) == 1
+    assert widget[0].data["text/plain"].startswith("ServingPanel;")
     assert len(json.dumps(notebook)) < 300_000

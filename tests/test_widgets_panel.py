@@ -154,6 +154,16 @@ def test_nothing_is_drawn_while_nothing_changes_and_while_nobody_looks(deploymen
     assert not quiet()
 
 
+def test_what_happened_while_nobody_looked_is_told_at_the_end(deployment, panel):
+    panel._view.root._view_count = 1
+    panel.refresh().result(10)
+    panel._view.root._view_count = 0
+    deployment.switch("shared", processes=1)
+    served = pids(deployment)
+    until(lambda: f"pid {min(served)}" in panel.text(), "the new process in the text")
+    assert drawn_pids(panel) != served  # which costs less than to draw
+
+
 # ---- what its controls do --------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from kit.metrics import Event
 from kit.settings import Settings
 from tests.models import Doubling
 from widgets import html, topology
+from widgets.legend import legend
 from widgets.memory_plot import MemoryPlot, memory_facts
 from widgets.plots import ThroughputPlot, marks
 from widgets.twin import bundle, stitched
@@ -123,13 +124,45 @@ def test_the_plots_change_with_what_they_show_and_are_transparent(snapshot):
     chosen = Settings.make(Doubling(), "large", 2, memory_budget="500MB")
     ghost = busy.draw(snapshot, chosen, snapshot.predict_memory(chosen))
     assert ghost != plain
-    with_gpu = replace(snapshot, rows=[second(at, gpu_bytes=3e8) for at in range(1000, 1060)])
-    assert busy.draw(with_gpu, None, None) != plain
-    assert ("on the GPU", "300 MB") in memory_facts(with_gpu, None)[0]
     for png in (first, plain):
         pixels = np.asarray(Image.open(io.BytesIO(png)))
         assert pixels[0, 0, 3] == 0
         assert (pixels[:, :, 3] == 0).mean() > 0.5
+
+
+def test_the_memory_of_a_gpu_stands_beside(snapshot):
+    plot, without = MemoryPlot(), MemoryPlot()
+    plain = without.draw(snapshot, None, None)
+    with_gpu = replace(snapshot, rows=[second(at, gpu_bytes=3e8) for at in range(1000, 1060)])
+    assert plot.draw(snapshot, None, None) == plain
+    assert plot.draw(with_gpu, None, None) != plain
+    stack, gpu, bars = (axes.get_position() for axes in (plot.stack, plot.gpu, plot.bars))
+    assert stack.x1 < gpu.x0 < gpu.x1 < bars.x0
+    assert plot.gpu.get_ylim()[1] > 300
+    assert plot.gpu.get_xlim() == plot.stack.get_xlim()
+    assert without.gpu is None
+    assert ("on the GPU", "300 MB") in memory_facts(with_gpu, None)[0]
+
+
+def test_a_bar_that_is_not_there_has_no_tick(snapshot):
+    plot = MemoryPlot()
+    plot.draw(snapshot, None, None)
+    assert [text.get_text() for text in plot.bars.get_xticklabels()] == ["now: default"]
+    chosen = Settings.make(Doubling(), "large", 2)
+    plot.draw(snapshot, chosen, snapshot.predict_memory(chosen))
+    assert [text.get_text() for text in plot.bars.get_xticklabels()] == ["now: default", "chosen: large"]
+
+
+def test_a_legend_has_its_colours_in_their_order():
+    png = legend((("private", html.BLUE), ("shared", html.ORANGE)))
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+    places = []
+    for colour in (html.BLUE, html.ORANGE):
+        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        found = np.argwhere((pixels[:, :, :3] == wanted).all(2) & (pixels[:, :, 3] == 255))
+        assert len(found) > 50
+        places.append(found[:, 1].mean())
+    assert places[0] < places[1]
 
 
 def test_predicted_memory_counts_copies():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +27,23 @@ class MemoryPlot(TimePlot):
     """The stack over time, the budget and the machine's limit as lines, the bars "now" and "chosen"."""
 
     HEIGHT_PX = 270
+    #: Where the stack is: left, bottom, width, height.
+    PLACE = (70, 24, WIDTH_PX - 318, 208)
+    #: With a GPU the stack is narrower, and the GPU's memory stands beside it.
+    PLACES_WITH_GPU = (70, 24, 215, 208), (348, 24, 124, 208)
 
     def __init__(self) -> None:
         super().__init__(self.HEIGHT_PX)
-        self.stack = self.axes(70, 24, WIDTH_PX - 318, 208)
+        self.stack = self.axes(*self.PLACE)
         self.bars = self.axes(WIDTH_PX - 225, 24, 215, 208, timed=False)
+        self.bars.spines["left"].set_visible(False)
         self.stack.set_ylabel("memory (PSS), MB", color=GREY, fontsize=9)
         self._layers = []
         for name in _STACK:
             layer = PolyCollection([], facecolor=ROLES[name][1], edgecolor="none", alpha=_ALPHA[name], zorder=2)
             self.stack.add_collection(layer, autolim=False)
             self._layers.append(layer)
-        self._gpu: Any = None
+        self.gpu: Any = None
         self._now = [self._bar(0.15, ROLES[name][1], alpha=_ALPHA[name]) for name in _STACK]
         self._ghost = [self._bar(1.15, "none", edge=ROLES[name][1]) for name in _STACK]
         self._budget = [self._level(axes, VERMILLION, (0, (5, 3))) for axes in (self.stack, self.bars)]
@@ -88,8 +94,8 @@ class MemoryPlot(TimePlot):
         budget = (chosen or snapshot.settings).memory_budget
         self._draw_levels(highest, budget)
         shown = "now: " + snapshot.settings.mode
-        names = [shown, f"chosen: {chosen.mode}" if chosen is not None else ""]
-        self.bars.set_xticks([0.5, 1.5], names)
+        names = [shown, *([f"chosen: {chosen.mode}"] if chosen is not None else [])]
+        self.bars.set_xticks([0.5, 1.5][: len(names)], names)
         for text, x, bar in zip(self._totals, (0.5, 1.5), (now, predicted), strict=True):
             total = sum((bar or {}).get(name, 0) for name in _STACK)
             text.set(position=(x, total / 1e6), text=format_bytes(total) if total else "")
@@ -136,12 +142,20 @@ class MemoryPlot(TimePlot):
             text.set_visible(bool(words))
 
     def _draw_gpu(self, rows: list[dict[str, Any]], times: list[float]) -> None:
-        """GPU memory as a line of its own; it isn't part of the stack."""
-        values = [row.get("gpu_bytes", float("nan")) / 1e6 for row in rows]
-        if self._gpu is None and any(value == value for value in values):
-            (self._gpu,) = self.stack.plot([], [], color=PURPLE, linewidth=2, linestyle="-.", zorder=5)
-        if self._gpu is not None:
-            self._gpu.set_data(times, values)
+        """GPU memory on axes of its own, beside the stack, once there is any."""
+        values = [row.get("gpu_bytes", math.nan) / 1e6 for row in rows]
+        known = [value for value in values if not math.isnan(value)]
+        if self.gpu is None and known:
+            stack, beside = self.PLACES_WITH_GPU
+            self.place(self.stack, *stack)
+            self.gpu = self.axes(*beside)
+            self.gpu.set_ylabel("GPU memory, MB", color=GREY, fontsize=9)
+            self.gpu.locator_params(axis="y", nbins=5)
+            self.gpu.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.7)
+            (self._gpu_line,) = self.gpu.plot([], [], color=PURPLE, linewidth=2)
+        if self.gpu is not None:
+            self._gpu_line.set_data(times, values)
+            self.gpu.set_ylim(0, 1.15 * max(known, default=0.0) or 1.0)
 
 
 def memory_facts(

@@ -22,6 +22,7 @@ from widgets.race import Lap, race
 from widgets.redraw import Redraw
 from widgets.view import View
 
+SAVED = "ServingPanel; without its kernel, what it showed last:"
 #: Set when the interpreter ends: the page has dropped its widgets then, and would complain of each one closed.
 _ending = threading.Event()
 atexit.register(_ending.set)
@@ -167,7 +168,8 @@ class ServingPanel:
         from IPython.display import display
 
         if not self._closed:
-            display(self._view.root)
+            # Its text is what a page without a kernel shows in place of the widget, above the twin.
+            display({**self._view.root._repr_mimebundle_(), "text/plain": SAVED}, raw=True)
         self._redraw.twin.show(self.text(), self.png())
 
     def close(self) -> None:
@@ -290,6 +292,7 @@ class ServingPanel:
             changed = True
         if changed:
             self._redraw.force()
+        self._redraw.look()
 
     def _tick(self) -> None:
         self._redraw.tick(self._deployment())

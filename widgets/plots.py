@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 DPI = 100
 WIDTH_PX = 720
+#: The lines of the throughput plot and their colours.
+LINES = {"elements/s": GREEN, "p50": SKY, "p99": VERMILLION}
+#: Width of a time of day below an axis, with some room.
+CLOCK_PX = 75
 #: Events closer than this share a mark, seconds.
 TOGETHER_S = 2.0
 #: Which event of several names their mark.
@@ -90,8 +94,8 @@ class TimePlot:
 
     def axes(self, left: int, bottom: int, width: int, height: int, *, timed: bool = True) -> Any:
         """Axes at a place in pixels."""
-        w, h = self.figure.get_size_inches() * DPI
-        axes = self.figure.add_axes((left / w, bottom / h, width / w, height / h))
+        axes = self.figure.add_axes((0, 0, 1, 1))
+        self.place(axes, left, bottom, width, height)
         axes.patch.set_alpha(0)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
@@ -102,16 +106,24 @@ class TimePlot:
             self._timed.append(axes)
         return axes
 
+    def place(self, axes: Any, left: int, bottom: int, width: int, height: int) -> None:
+        """Put axes at a place in pixels."""
+        w, h = self.figure.get_size_inches() * DPI
+        axes.set_position((left / w, bottom / h, width / w, height / h))
+
     def set_clock(self, first: float, last: float) -> None:
         """Let the axes show from `first` to `last`, seconds since the epoch."""
         span = max(30.0, last - first)
-        step = next(step for step in (10, 15, 30, 60, 120, 300, 900, 3600) if span / step <= 6 or step == 3600)
         start = last - span
-        ticks = [tick * step for tick in range(math.ceil(start / step), math.floor(last / step) + 1)]
-        names = [time.strftime("%H:%M:%S", time.localtime(tick)) for tick in ticks]
-        for index, axes in enumerate(self._timed):
+        lowest = min(axes.get_position().y0 for axes in self._timed)
+        for axes in self._timed:
+            most = max(1, min(6, int(axes.bbox.width / CLOCK_PX)))
+            step = next(step for step in (10, 15, 30, 60, 120, 300, 900, 3600) if span / step <= most or step == 3600)
+            ticks = [tick * step for tick in range(math.ceil(start / step), math.floor(last / step) + 1)]
+            named = axes.get_position().y0 == lowest  # the others stand above it
+            names = [time.strftime("%H:%M:%S", time.localtime(tick)) if named else "" for tick in ticks]
             axes.set_xlim(start, last)
-            axes.set_xticks(ticks, names if index == len(self._timed) - 1 else [""] * len(ticks))
+            axes.set_xticks(ticks, names)
 
     def mark(self, found: Sequence[Mark]) -> None:
         """Draw the marks; labels that would overlap go to a second line, or are left to the first."""

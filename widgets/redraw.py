@@ -13,7 +13,7 @@ from kit.errors import KitError
 from kit.memory import format_bytes
 from widgets import export
 from widgets.load import SharedLoad
-from widgets.twin import Twin, stitched
+from widgets.twin import Twin
 from widgets.view import View
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: The static twin is brought up to date this often, and at the end.
 TWIN_EVERY_S = 10.0
+#: Looks after the last thing that happened: busy shares and rates fall to 0 within 2 s.
+LOOKS = 4
 
 
 class Redraw:
@@ -51,29 +53,46 @@ class Redraw:
         self._drawn_bytes = 0
         self._last: Snapshot | None = None
         self._twin_at, self._twin_due = 0.0, False
+        self._pulse: tuple[Any, ...] = ()
+        self._looks = 0  # since something happened
+        self._failed_at_close = 0
 
     # ---- as text and picture ---------------------------------------------------------------------
 
     def text(self) -> str:
         """What was drawn last, in lines of text."""
-        return self._view.text(self._last) if self._last is not None else "nothing was drawn yet"
+        if self._last is None:
+            return "nothing was drawn yet"
+        return self._view.text(self._last, self._failed_at_close)
 
     def png(self) -> bytes:
         """Throughput and memory as drawn last, one PNG."""
-        return stitched([self._view.throughput.value, self._view.memory.value])
+        return self._view.png(self._last) if self._last is not None else b""
 
     # ---- when to draw ----------------------------------------------------------------------------
 
     def tick(self, deployment: Deployment | None) -> None:
         """Draw what changed, unless nobody looks any more."""
-        if self.seen and not self._view.root._view_count:
+        if deployment is None or deployment.closed:
             return
-        if deployment is not None and not deployment.closed:
+        pulse = deployment.pulse(), self._load.running, self._load.rate, *self.progress.values()
+        if pulse != self._pulse:
+            self._pulse, self._looks = pulse, 0
+        self._looks += 1
+        if self.seen and not self._view.root._view_count:
+            if self._looks <= LOOKS:  # for the static twin's sake
+                self._last = deployment.snapshot(self._seconds)
+        elif self._looks <= LOOKS or self._twin_due:
             self.draw(deployment, only_changes=True)
+
+    def look(self) -> None:
+        """Have the next ticks look for changes: something may have happened that the deployment doesn't know of."""
+        self._looks = 0
 
     def force(self) -> None:
         """Have the next tick draw, whatever changed."""
         self._drawn = None
+        self.look()
 
     def wanted(self, deployment: Deployment) -> dict[str, Any]:
         """Arguments for `Deployment.switch` that lead to what the controls say."""
@@ -115,6 +134,9 @@ class Redraw:
             snapshot = deployment.snapshot(self._seconds)
             if snapshot.closed and snapshot.settings == last.settings:
                 snapshot = dataclasses.replace(snapshot, processes=last.processes)
+            if snapshot.closed:
+                # Between the last look and the end: what waited then has failed.
+                self._failed_at_close = snapshot.counters["failed"] - last.counters["failed"]
             self._last = snapshot
             self._view.draw(snapshot, None, None, self._load)
         self.twin.update(self.text(), self.png())

@@ -63,7 +63,8 @@ def bundle(text: str, png: bytes) -> dict[str, Any]:
     """The twin in all the forms that a page may take one of."""
     encoded = base64.b64encode(png).decode("ascii")
     html = (
-        f'<div class="kit-twin"><pre style="white-space:pre-wrap">{escape(text)}</pre>'
+        f'<div class="kit-twin"><pre style="white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere">'
+        f"{escape(text)}</pre>"
         f'<img alt="memory and throughput over time; the numbers stand above" style="max-width:100%" '
         f'src="data:image/png;base64,{encoded}"></div>'
     )

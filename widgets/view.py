@@ -11,11 +11,12 @@ import ipywidgets as widgets
 from widgets import answers, topology
 from widgets.compare_tab import CompareTab
 from widgets.controls import Controls
-from widgets.html import GREEN, SKY, VERMILLION, facts
+from widgets.html import PURPLE, ROLES, facts
+from widgets.legend import legend
 from widgets.memory_plot import MemoryPlot, memory_facts
-from widgets.plots import ThroughputPlot, throughput_facts
+from widgets.plots import LINES, ThroughputPlot, throughput_facts
 from widgets.progress import Progress
-from widgets.twin import HIDE
+from widgets.twin import HIDE, stitched
 
 if TYPE_CHECKING:
     from kit.settings import Settings
@@ -119,8 +120,7 @@ class View:
         self.throughput.value = self.throughput_plot.draw(snapshot)
         pairs, colours = memory_facts(snapshot, predicted)
         self.memory_facts.value = facts(pairs, colours)
-        lines = {"elements/s": GREEN, "p50": SKY, "p99": VERMILLION}
-        self.throughput_facts.value = facts(throughput_facts(snapshot), lines)
+        self.throughput_facts.value = facts(throughput_facts(snapshot), LINES)
         self.answers.value = answers.draw(snapshot)
         self.failed.value = answers.failed(snapshot)
         self.draw_load(load)
@@ -163,14 +163,24 @@ class View:
         self.errors.value = "".join(errors.values())
         self.dismiss.layout.display = "" if errors else "none"
 
-    def text(self, snapshot: Snapshot) -> str:
+    def text(self, snapshot: Snapshot, failed_at_close: int = 0) -> str:
         """The Live tab in lines of text."""
-        pairs = [*throughput_facts(snapshot), *memory_facts(snapshot, None)[0]]
-        numbers = "; ".join(f"{name} {value}" for name, value in pairs)
-        failed = f"failed: {snapshot.counters['failed']:,}"
+        failed = f"failed: {snapshot.counters['failed'] - failed_at_close:,}"
+        if failed_at_close:
+            failed += f", and {failed_at_close:,} that had no answer yet when the deployment was closed"
+        numbers = [
+            "; ".join(f"{name} {value}" for name, value in pairs)
+            for pairs in (throughput_facts(snapshot), memory_facts(snapshot, None)[0])
+        ]
         marks = [f"  {event}" for event in snapshot.events if event.kind in ("switch", "update", "death")][-6:]
         happened = ["what happened:", *marks] if marks else []
-        return "\n".join([topology.text(snapshot), failed, numbers, *happened, answers.text(snapshot)])
+        return "\n".join([topology.text(snapshot), failed, *numbers, *happened, answers.text(snapshot)])
+
+    def png(self, snapshot: Snapshot) -> bytes:
+        """Both plots as drawn last, each below its legend."""
+        layers = dict(ROLES.values()) | ({"on the GPU": PURPLE} if self.memory_plot.gpu is not None else {})
+        strips = [legend(tuple(names.items())) for names in (LINES, layers)]
+        return stitched([strips[0], self.throughput.value, strips[1], self.memory.value])
 
     def close(self) -> None:
         """Take everything off the page."""

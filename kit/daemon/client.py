@@ -200,9 +200,9 @@ class RemoteDeployment(Deployment):
     @property
     def history(self) -> pd.DataFrame:
         """As `Deployment.history`."""
-        from kit.metrics import frame_of_rows
+        from kit.metrics import FIGURES, frame_of_rows
 
-        return frame_of_rows(self._connection.call("history"))
+        return frame_of_rows(self._connection.call("history"), FIGURES)
 
     @property
     def counters(self) -> dict[str, int]:

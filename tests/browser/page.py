@@ -22,8 +22,8 @@ CHROMIUM = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
-#: Errors of the front end itself, seen with an empty notebook too; the last one in Notebook 7.
-NOT_OURS = re.compile(r"favicon|ResizeObserver loop|Cannot read properties of undefined \(reading 'schema'\)")
+#: An error of Notebook 7 itself, seen with an empty notebook too.
+NOT_OURS = re.compile(r"Cannot read properties of undefined \(reading 'schema'\)")
 
 _CELLS = """() => {
   const tracked = window.jupyterapp.shell.currentWidget;
@@ -152,6 +152,28 @@ class NotebookPage:
         """Add a code cell at the end and run it; returns the text that it printed or showed."""
         self.page.evaluate(_ADD_CELL, source)
         return self.run_cell(-1)
+
+    def focused(self) -> str:
+        """What has the keyboard's focus: its value when it is a radio button, else its text."""
+        found: str = self.page.evaluate(
+            "() => { const one = document.activeElement; return one.type === 'radio' ? one.parentElement.innerText "
+            ": one.innerText ?? ''; }"
+        )
+        return found.strip()
+
+    def tab_to(self, words: str, most: int = 60) -> None:
+        """Press Tab until what has the focus begins with `words`.
+
+        Raises:
+            AssertionError: nothing of the next `most` things that can have it does.
+        """
+        passed = []
+        for _ in range(most):
+            self.page.keyboard.press("Tab")
+            passed.append(self.focused()[:40])
+            if passed[-1].startswith(words):
+                return
+        raise AssertionError(f"no {words!r} on the way: {passed}")
 
     def show_cell(self, index: int) -> None:
         """Scroll the cell at `index` to the top of the page."""

@@ -108,13 +108,15 @@ def ask(page: NotebookPage) -> dict[str, Any]:
     return found
 
 
-def small(work: Path, name: str = "small.ipynb") -> None:
-    """Write the small notebook."""
-    (work / name).write_text(json.dumps(notebook(SMALL, ASK)), encoding="utf-8")
+def small(work: Path, *, load: bool = True) -> None:
+    """Write the small notebook, ``small.ipynb``; its load has begun, or not."""
+    source = SMALL if load else SMALL.replace("panel.start_load(20)\n", "")
+    (work / "small.ipynb").write_text(json.dumps(notebook(source, ASK)), encoding="utf-8")
 
 
 @pytest.mark.timeout(900)
 def test_the_lesson_switches_with_clicks_under_load(opened: Opened) -> None:
+    """Lesson 02 up to and with its panel, which is what there is to click; `make test` runs all of its cells."""
     page = opened(height=1300)
     count = copy_notebook(LESSON, page.server.work / "lesson.ipynb", upto="ServingPanel(deployment", extra=ASK)
     page.open("lesson.ipynb")
@@ -166,6 +168,9 @@ def test_after_a_kernel_restart_the_panel_works_again_and_the_old_processes_are_
     said = ask(page)
     assert said["modes"] == ["shared"]
     assert said["failed"] == 0
+    first = next(at for at, rate in enumerate(said["rates"]) if rate)
+    # All the way through two switches; the load may have begun, and the asking come, in mid-second.
+    assert all(said["rates"][first + 1 : -1]), said["rates"]
     assert page.locate(".kit-panel").count() == 1
     assert page.errors == []
 
@@ -195,6 +200,35 @@ def test_a_killed_worker_is_replaced_in_the_picture_in_the_dark(opened: Opened) 
 
 
 @pytest.mark.timeout(300)
+def test_the_keyboard_alone_switches_and_starts_the_load(opened: Opened) -> None:
+    page = opened(height=1300)
+    small(page.server.work, load=False)
+    page.open("small.ipynb")
+    page.run_all()
+    panel = Panel(page, 0)
+    panel.wait_for_mode("default")
+    keys = page.page.keyboard
+    page.page.locator(".kit-panel [role=tab]").first.focus()
+    page.tab_to("default:")
+    for mode in ("medium", "large"):
+        keys.press("ArrowDown")
+        assert page.focused().startswith(f"{mode}:")
+    expect(panel.root.locator(".kit-chosen").first).to_contain_text("not applied yet: large")
+    page.tab_to("Apply")
+    page.shot("panel-keyboard", ".kit-panel")
+    keys.press("Enter")
+    panel.wait_for_mode("large")
+    page.tab_to("Start load")
+    keys.press("Enter")
+    expect(panel.root.locator(".kit-load").first).to_contain_text("running")
+    panel.wait_for_answers(4)
+    said = ask(page)
+    assert said["modes"] == ["large"]
+    assert said["failed"] == 0
+    assert page.errors == []
+
+
+@pytest.mark.timeout(300)
 def test_notebook_7_renders_the_panel(opened: Opened) -> None:
     page = opened(height=1300)
     small(page.server.work)
@@ -218,6 +252,11 @@ def test_a_saved_notebook_without_a_kernel_shows_the_static_twin(opened: Opened)
     assert not page.locate(".kit-twin").first.is_visible()
     page.run_cell(-1)
     page.add_and_run("deployment.close()")
+    panel.page.show_cell(0)
+    expect(page.locate(".kit-panel")).to_have_count(0)
+    expect(page.locate(".kit-twin").first).to_be_visible()
+    expect(page.locate(".kit-twin").first).to_contain_text("mode shared (closed)")
+    page.shot("panel-closed")
     page.save()
 
     saved = page.server.work / "small.ipynb"
@@ -227,6 +266,9 @@ def test_a_saved_notebook_without_a_kernel_shows_the_static_twin(opened: Opened)
     (page.server.work / "saved.ipynb").write_text(json.dumps(written), encoding="utf-8")
     page.open("saved.ipynb", kernel=False)
     page.choose_no_kernel()
+    # Where the widget was stands one line, not the inside of a widget.
+    expect(page.locate(".jp-Notebook")).to_contain_text("ServingPanel; without its kernel")
+    assert "VBox(" not in page.locate(".jp-Notebook").inner_text()
     twin = page.locate(".kit-twin").first
     expect(twin).to_be_visible()
     expect(twin).to_contain_text("mode shared")
