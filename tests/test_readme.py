@@ -32,6 +32,9 @@ def test_the_snippets_run_one_after_the_other() -> None:
     names: dict[str, Any] = {}
     for number, snippet in enumerate(snippets, 1):
         exec(compile(snippet, f"README.md snippet {number}", "exec"), names)
+    assert names["panel"].text().startswith("mode default: 2 processes")
+    kit.close_all()
+    assert names["panel"].closed
     assert len(names["predictions"]) == FEW
     assert names["predictions"][0].inference.shape == (384,)
     assert names["deployment"].closed

@@ -117,6 +117,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "update": _update,
     "settings_for": lambda served, **settings: asdict(served.serving().settings_for(**settings)),
     "snapshot": _snapshot,
+    "pulse": lambda served: repr(served.serving().pulse()),
     "kill": lambda served, role, index: served.serving().kill(role, index),
     "stats": _stats,
     "history": _history,

@@ -234,6 +234,10 @@ class RemoteDeployment(Deployment):
 
         return snapshots.unpack(self._connection.call("snapshot", seconds=float(seconds)))
 
+    def pulse(self) -> tuple[str]:
+        """As `Deployment.pulse`."""
+        return (str(self._connection.call("pulse")),)
+
     def kill(self, role: str = "worker", index: int = 0) -> int:
         """As `Deployment.kill`."""
         return int(self._connection.call("kill", role=role, index=index))

@@ -40,6 +40,7 @@ BENCHMARKS = {
     "watch": "watch_cost",
     "panel": "panel",
     "daemon": "daemon",
+    "panel-soak": "panel_soak",
 }
 
 
@@ -48,11 +49,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, smaller inputs")
+    parser.add_argument("--minutes", type=float, default=harness.minutes, help="how long panel-soak watches")
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
-    harness.quick = arguments.quick
+    harness.quick, harness.minutes = arguments.quick, arguments.minutes
     figures: list[harness.Figure] = []
     broken = False
     for name in arguments.names or BENCHMARKS:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 #: True with --quick: fewer repetitions and smaller inputs.
 quick = False
+#: Of the benchmarks that watch for long, --minutes.
+minutes = 0.5
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from tests.browser import find
-from tests.browser.jupyter import JupyterServer
-from tests.browser.page import CHROMIUM, NotebookPage
+from tests.browser.page import NotebookPage
+from tests.browser.session import session
 
 #: What `opened` gives: opened(dark=..., height=...) -> NotebookPage
 Opened = Callable[..., NotebookPage]
@@ -33,18 +32,6 @@ def opened(browser_path: Path, tmp_path: Path) -> Iterator[Opened]:
     with ExitStack() as stack:
 
         def start(*, dark: bool = False, height: int = 1000) -> NotebookPage:
-            server = stack.enter_context(JupyterServer(tmp_path, dark))
-            playwright = stack.enter_context(sync_playwright())
-            context = playwright.chromium.launch_persistent_context(
-                tmp_path / "browser",
-                executable_path=browser_path,
-                headless=True,
-                args=CHROMIUM,
-                viewport={"width": 1400, "height": height},
-                color_scheme="dark" if dark else "light",
-            )
-            stack.callback(context.close)
-            context.set_default_timeout(60_000)
-            return NotebookPage(context.pages[0] if context.pages else context.new_page(), server)
+            return stack.enter_context(session(browser_path, tmp_path, dark=dark, height=height))
 
         yield start

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -12,106 +10,11 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import Opened
 from tests.browser.jupyter import ROOT
-from tests.browser.page import NotebookPage, copy_notebook, notebook
+from tests.browser.page import copy_notebook
+from tests.browser.panel import ASK, SWITCH_S, Panel, ask, small
 
 LESSON = ROOT / "notebooks" / "02_large_model.ipynb"
-#: The last cell of each notebook here: the kernel's own account of what the page shows.
-ASK = """
-import json
-print(json.dumps({
-    "modes": sorted(set(deployment.stats()["mode"])),
-    "pids": sorted(deployment.stats().pid.tolist()),
-    "rates": list(deployment.history.get("elements_per_s", [])),
-    "seen": sorted(set(deployment.history.get("mode", []))),
-    "failed": deployment.counters["failed"],
-    "text": panel.text(),
-}))
-"""
-#: A panel with nothing around it, for what doesn't need the lesson.
-SMALL = """
-import kit
-from widgets import ServingPanel
-
-tickets = kit.assets.texts("tickets")[:60]
-deployment = kit.deploy(kit.assets.handler("minilm", device="cpu"), mode="default", processes=2)
-panel = ServingPanel(deployment, examples=tickets)
-panel.start_load(20)
-panel
-"""
-START_S, SWITCH_S = 400.0, 90.0
-
-
-class Panel:
-    """The first panel of a page."""
-
-    def __init__(self, page: NotebookPage, cell: int) -> None:
-        self.page = page
-        page.show_cell(cell)
-        self.root = page.locate(".kit-panel").first
-        expect(self.root).to_be_visible()
-
-    def wait_for_mode(self, mode: str) -> None:
-        """Wait until the picture of the topology shows `mode`."""
-        expect(self.root.locator("svg.kit-topology-svg")).to_have_attribute("data-mode", mode, timeout=SWITCH_S * 1000)
-
-    @property
-    def topology(self) -> str:
-        """What the picture says."""
-        return self.root.locator("svg.kit-topology-svg").get_attribute("aria-label") or ""
-
-    @property
-    def pids(self) -> set[str]:
-        """Process ids in the picture."""
-        found: list[str] = self.root.locator("svg [data-pid]").evaluate_all("all => all.map(one => one.dataset.pid)")
-        return set(found)
-
-    def words(self, name: str) -> str:
-        """Text of the part with the class `name`."""
-        return self.root.locator(f".{name}").first.inner_text()
-
-    @property
-    def answered(self) -> int:
-        """How many examples the load has answers to, as the panel says."""
-        words = self.words("kit-load")
-        assert ", 0 failed" in words
-        return int(words.split(":")[1].split()[0].replace(",", ""))
-
-    def wait_for_answers(self, count: int) -> None:
-        """Wait until the load has `count` answers more than now."""
-        start = self.answered
-        self.page.wait_for(lambda: self.answered >= start + count, SWITCH_S, f"{count} answers")
-
-    def picture(self, name: str) -> str:
-        """Address of a plot, a new one each time it is drawn."""
-        return self.root.locator(f"img.{name}").first.get_attribute("src") or ""
-
-    def switch(self, mode: str) -> None:
-        """Choose a mode, look at what it would take, apply, wait until it serves and answers."""
-        before, numbers, plots = self.answered, self.words("kit-memory-text"), self.picture("kit-memory")
-        self.root.locator(".kit-controls label", has_text=f"{mode}:").first.click()
-        expect(self.root.locator(".kit-chosen").first).to_contain_text(f"not applied yet: {mode}")
-        self.root.get_by_role("button", name="Apply").click()
-        self.wait_for_mode(mode)
-        assert self.answered > before, "nothing was answered while the mode was switched"
-        self.wait_for_answers(4)
-        expect(self.root.locator(".kit-answers").first).to_contain_text(f"mode {mode}", timeout=SWITCH_S * 1000)
-        assert self.words("kit-memory-text") != numbers
-        assert self.picture("kit-memory") != plots
-
-
-def ask(page: NotebookPage) -> dict[str, Any]:
-    """Run the last cell."""
-    page.run_cell(-1)
-    # Notebook 7 may call a cell run before its output is there.
-    page.wait_for(lambda: page.printed(-1).endswith("\n"), 60, "the kernel's answer")
-    found: dict[str, Any] = json.loads(page.printed(-1))
-    return found
-
-
-def small(work: Path, *, load: bool = True) -> None:
-    """Write the small notebook, ``small.ipynb``; its load has begun, or not."""
-    source = SMALL if load else SMALL.replace("panel.start_load(20)\n", "")
-    (work / "small.ipynb").write_text(json.dumps(notebook(source, ASK)), encoding="utf-8")
+START_S = 400.0
 
 
 @pytest.mark.timeout(900)
