@@ -49,6 +49,7 @@ class Snapshot:
         sample: a few examples that were sent.
         model_bytes: one copy of the weights, None while unknown.
         switching: a switch under way, None without.
+        clients: of a named deployment, one dict a connected kernel, as the rows of its `clients()`; else None.
     """
 
     settings: Settings
@@ -64,6 +65,7 @@ class Snapshot:
     sample: list[Any]
     model_bytes: int | None
     switching: SwitchProgress | None
+    clients: list[dict[str, Any]] | None = None
 
     def predict_memory(self, settings: Settings) -> dict[str, int]:
         """Bytes that other settings would take, by role, judged by what is measured now.

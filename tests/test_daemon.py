@@ -342,3 +342,37 @@ def test_the_panel_watches_a_named_deployment(runtime: Path) -> None:
         wait_for(lambda: deployment.snapshot().settings.mode == "large", "the switch is seen")
         panel.close()
     assert client.names() == ["double"]
+
+
+def test_the_panel_draws_each_connected_kernel(runtime: Path) -> None:
+    from widgets import ServingPanel
+
+    with kit.deploy(Doubling(), name="double", processes=1) as deployment, Kernel(JPY_SESSION_NAME="a/b.ipynb") as other:
+        panel = ServingPanel(deployment)
+        other.run("import kit; d = kit.connect('double')")
+        other.send("while True: d.predict([1])")
+        pid = other.process.pid
+        wait_for(lambda: deployment.clients().set_index("pid").requests_per_s.get(pid), "the kernel asks")
+        panel.refresh().result(30)
+        picture = panel._view.topology.value
+        assert picture.count('class="kit-kernel"') == 2
+        assert f'data-pid="{pid}"' in picture
+        told = next(line for line in panel.text().splitlines() if f"pid {pid}," in line)
+        assert told.split(":")[0].strip() == "b.ipynb"
+        assert " 0 requests/s" not in told
+        other.kill()
+        wait_for(lambda: panel._view.topology.value.count('class="kit-kernel"') == 1, "the kernel is taken off")
+        panel.close()
+
+
+def test_a_panel_that_is_shown_ends_with_its_deployment(runtime: Path) -> None:
+    from widgets import ServingPanel
+
+    deployment = kit.deploy(Doubling(), name="double", processes=1)
+    deployment.predict([1])
+    panel = ServingPanel(deployment)
+    panel._ipython_display_()
+    client.stop("double")
+    wait_for(lambda: panel.closed and "(closed)" in panel.text(), "the panel closes, and says so")
+    assert deployment.snapshot().counters["answered"] == 1
+    deployment.close()

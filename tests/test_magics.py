@@ -106,6 +106,16 @@ def test_serve_infer_switch_and_unserve(shell: InteractiveShell, capsys: pytest.
     assert deployment.closed
 
 
+def test_the_panel_of_a_name_is_that_of_its_deployment(shell: InteractiveShell) -> None:
+    line(shell, "%serve Times({'a': 2}) --name times --processes 1")
+    line(shell, "%serve Times({'a': 3}) --processes 2")
+    for command in ("%panel times", "%panel"):  # the one that was asked for is the latest now
+        panel = line(shell, command)
+        assert "1 kernel connected" in panel.text()
+        assert "1 process × 1 thread" in panel.text()
+        panel.close()
+
+
 def test_lines_of_text_are_examples(shell: InteractiveShell) -> None:
     line(shell, "%serve Times({}, 'got {it} $HOME ') --name texts --processes 1")
     frame = shell.run_cell_magic("infer", "texts --lines", "first {x}\n\n  second $y\n")

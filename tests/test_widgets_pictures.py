@@ -14,7 +14,7 @@ import kit
 from kit.metrics import Event
 from kit.settings import Settings
 from tests.models import Doubling
-from widgets import html, topology
+from widgets import html, kernels, topology
 from widgets.legend import legend
 from widgets.memory_plot import MemoryPlot, memory_facts
 from widgets.plots import ThroughputPlot, marks
@@ -191,6 +191,26 @@ def _luminance(colour):
 def _contrast(one, other):
     high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def kernel(pid, notebook="lesson.ipynb", rate=2.0):
+    return {"pid": pid, "notebook": notebook, "requests_per_s": rate, "in_flight": 1}
+
+
+def test_kernels_are_boxes_and_many_stay_a_picture(snapshot):
+    assert kernels.draw(snapshot) == kernels.text(snapshot) == ""
+    twenty_five = [kernel(pid, "<b>&.ipynb" if pid == 1 else "a.ipynb") for pid in range(1, 26)]
+    picture = kernels.draw(replace(snapshot, clients=twenty_five))
+    root = xml.etree.ElementTree.fromstring(picture)
+    assert picture.count('class="kit-kernel"') == kernels.MOST
+    assert "… and 5 more kernels" in picture
+    assert "<b>" not in picture
+    rows = [element for element in root.iter() if element.tag.endswith("rect")]
+    assert all(0 <= float(one.get("x")) <= kernels.WIDTH - kernels.BOX_W for one in rows)
+    assert "25 kernels connected: 50 requests/s" in kernels.text(replace(snapshot, clients=twenty_five))
+    idle = replace(snapshot, clients=[kernel(1, rate=0.0)])
+    assert "1 kernel connected: 0 requests/s" in kernels.draw(idle)
+    assert kernels.changing(idle) != kernels.changing(replace(snapshot, clients=[kernel(1)]))
 
 
 def test_text_can_be_read_in_both_themes():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kit.deployment import Deployment
 from kit.errors import KitError
 from kit.memory import format_bytes
-from widgets import export
+from widgets import export, kernels
 from widgets.load import SharedLoad
 from widgets.twin import Twin
 from widgets.view import View
@@ -196,4 +196,5 @@ def _changing(snapshot: Snapshot) -> tuple[Any, ...]:
         round(row.get("elements_per_s", 0)),
         under_way and (under_way.step, under_way.ready, round(under_way.seconds)),
         snapshot.closed,
+        kernels.changing(snapshot),
     )

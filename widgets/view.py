@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import ipywidgets as widgets
 
-from widgets import answers, topology
+from widgets import answers, kernels, topology
 from widgets.compare_tab import CompareTab
 from widgets.controls import Controls
 from widgets.html import PURPLE, ROLES, facts
@@ -115,7 +115,7 @@ class View:
         load: SharedLoad,
     ) -> None:
         """Bring the Live tab up to date."""
-        self.topology.value = topology.draw(snapshot)
+        self.topology.value = kernels.draw(snapshot) + topology.draw(snapshot)
         self.memory.value = self.memory_plot.draw(snapshot, chosen, predicted)
         self.throughput.value = self.throughput_plot.draw(snapshot)
         pairs, colours = memory_facts(snapshot, predicted)
@@ -174,7 +174,8 @@ class View:
         ]
         marks = [f"  {event}" for event in snapshot.events if event.kind in ("switch", "update", "death")][-6:]
         happened = ["what happened:", *marks] if marks else []
-        return "\n".join([topology.text(snapshot), failed, *numbers, *happened, answers.text(snapshot)])
+        who = [kernels.text(snapshot)] if snapshot.clients is not None else []
+        return "\n".join([*who, topology.text(snapshot), failed, *numbers, *happened, answers.text(snapshot)])
 
     def png(self, snapshot: Snapshot) -> bytes:
         """Both plots as drawn last, each below its legend."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from kit import batching
@@ -105,7 +105,8 @@ def _stop(served: Served) -> None:
 def _snapshot(served: Served, seconds: float) -> Records:
     from kit.daemon import snapshots
 
-    return snapshots.pack(served.serving().snapshot(seconds), served.allow_pickle)
+    taken = replace(served.serving().snapshot(seconds), clients=_clients(served))
+    return snapshots.pack(taken, served.allow_pickle)
 
 
 CALLS: dict[str, Callable[..., Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 import weakref
@@ -43,6 +44,7 @@ class RemoteDeployment(Deployment):
         self.attached: bool = bool(status["known"])
         self._connection = Connection(link, self.name, status["pid"])
         self._handler = RemoteHandler(status["handler"], self._connection)
+        self._last_snapshot: Snapshot | None = None
         self._detach = weakref.finalize(self, self._connection.close)
 
     # ---- predictions -------------------------------------------------------------------------
@@ -229,10 +231,16 @@ class RemoteDeployment(Deployment):
         return str(self._connection.call("logs", lines=lines))
 
     def snapshot(self, seconds: float = 120.0) -> Snapshot:
-        """As `Deployment.snapshot`; what can't travel of the latest answer and the sample is left out."""
+        """As `Deployment.snapshot`; what can't travel of the latest answer and the sample is left out.
+
+        Once the deployment is gone, this is the last one that was taken from here.
+        """
         from kit.daemon import snapshots
 
-        return snapshots.unpack(self._connection.call("snapshot", seconds=float(seconds)))
+        if self.closed and self._last_snapshot is not None:
+            return dataclasses.replace(self._last_snapshot, closed=True)
+        self._last_snapshot = snapshots.unpack(self._connection.call("snapshot", seconds=float(seconds)))
+        return self._last_snapshot
 
     def pulse(self) -> tuple[str]:
         """As `Deployment.pulse`."""
