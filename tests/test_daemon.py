@@ -344,6 +344,40 @@ def test_the_panel_watches_a_named_deployment(runtime: Path) -> None:
     assert client.names() == ["double"]
 
 
+class Chatty(kit.ModelHandler):
+    """Prints what it does."""
+
+    def load_model(self) -> None:
+        print("loads")
+
+    def run_inference(self, batch: Any, model: None, inference_args: Any = None) -> Any:
+        print(f"computes {batch}")
+        return batch
+
+
+def test_prints_reach_every_connected_kernel(runtime: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = ""
+
+    def heard(text: str) -> bool:
+        nonlocal said
+        said += capsys.readouterr().out
+        return text in said
+
+    with kit.deploy(Chatty(), name="chatty", processes=1) as deployment:
+        pid = deployment.snapshot().processes[0]["pid"]
+        wait_for(lambda: heard(f"[worker {pid}] loads"), "what the model prints when it loads")
+        with Kernel() as other:
+            other.run("import kit; kit.connect('chatty').predict([7])")
+            # This kernel asks nothing meanwhile.
+            wait_for(lambda: heard(f"[worker {pid}] computes [7]"), "what another kernel's request prints")
+        for number in range(200):
+            deployment.predict([number])
+        wait_for(lambda: heard("computes [199]"), "what its own requests print")
+        assert said.count("computes [3]\n") == 1
+        deployment.switch("large")
+        wait_for(lambda: heard("[host "), "a new process is heard, too")
+
+
 def test_the_panel_draws_each_connected_kernel(runtime: Path) -> None:
     from widgets import ServingPanel
 

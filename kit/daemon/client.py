@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kit import errors
 from kit.daemon import durations, hello, paths, spawn
-from kit.daemon.connection import Connection
+from kit.daemon.connection import Connection, show_print
 from kit.daemon.jobs import WINDOW_MEASURED, Job
 from kit.daemon.link import Frame, Link
-from kit.daemon.protocol import ERROR, HANDLER, NEED_HANDLER
+from kit.daemon.protocol import ERROR, HANDLER, NEED_HANDLER, PRINTED
 from kit.daemon.remote_handler import RemoteHandler
 from kit.daemon.wire import trouble_of
 from kit.deployment import Deployment, sample_rows, sized_rows
@@ -438,9 +438,9 @@ def _send_handler(link: Link, frame: Frame, sent: dict[str, Any]) -> Frame:
         if frame.fd >= 0:
             link.use_ring(frame.fd)
         link.send(HANDLER, link.encoder().add(sent))
-        answer = None
-        while answer is None:
-            answer = link.receive()
+        while (answer := link.receive()) is None or answer.kind == PRINTED:
+            if answer is not None:
+                show_print(answer)
         if answer.kind == ERROR:
             raise trouble_of(answer.decoder.value()).error()
         return answer

@@ -15,13 +15,22 @@ from typing import Any
 from kit import errors
 from kit.daemon.interrupts import Deferred
 from kit.daemon.link import Frame, Link, LinkClosed
-from kit.daemon.protocol import CALL, CANCEL, ERROR
+from kit.daemon.protocol import CALL, CANCEL, ERROR, PRINTED
 from kit.daemon.wire import Encoder, Malformed, trouble_of
 
 #: Longest that a thread waits awake for an answer, seconds.
 SPIN_S = 200e-6
+#: A kernel that has asked nothing for so long is idle, seconds.
+IDLE_S = 0.5
 #: Called once with the frame that answers, or with the error in its place.
 OnAnswer = Callable[["Frame | errors.KitError"], None]
+
+
+def show_print(frame: Frame) -> None:
+    """Print what a serving process printed, as a deployment of this process would."""
+    role, pid, text = (frame.decoder.value() for _ in range(3))
+    with contextlib.suppress(OSError, ValueError):  # standard output may be closed, which is nobody's fault here
+        print(f"[{role} {pid}] {text}")
 
 
 class Connection:
@@ -41,6 +50,7 @@ class Connection:
         self._owner = os.getpid()
         self._waiting: dict[int, OnAnswer] = {}
         self._numbers = itertools.count(1)
+        self._latest = 0
         self._reading = threading.Lock()
         self._spin_s = 0.0
         self._at_end: list[Callable[[], None]] = []
@@ -67,7 +77,7 @@ class Connection:
             DeploymentLost: and `on_answer` isn't called.
         """
         self.raise_if_ended()
-        number = next(self._numbers)
+        self._latest = number = next(self._numbers)
         self._waiting[number] = on_answer
         try:
             with Deferred():
@@ -152,8 +162,7 @@ class Connection:
         try:
             while not self._sleep():
                 with self._reading:
-                    while self._waiting:
-                        frame = self.link.receive()
+                    while (frame := self.link.receive(None if self._waiting else 0.0)) or self._waiting:
                         if frame is not None:
                             self._take(frame)
                         del frame
@@ -175,16 +184,28 @@ class Connection:
                 callback()
 
     def _sleep(self) -> bool:
-        """Wait for a call, or the end of the link: then True."""
+        """Wait for a call, for prints, or the end of the link: then True.
+
+        Prints come unasked. They are waited for once nobody has asked anything for IDLE_S; until then the threads
+        that wait for answers read them too, and no answer wakes this thread for nothing.
+        """
+        sock = self.link.sock.fileno()
         poll = select.poll()
-        poll.register(self.link.sock, 0)  # reports the end only
         poll.register(self._call_read, select.POLLIN)
-        found = [fd for fd, _ in poll.poll()]
+        idle, found = False, {}
+        while not found:
+            before = self._latest
+            poll.register(sock, select.POLLIN if idle else 0)  # 0 reports the end only
+            found = dict(poll.poll(None if idle else IDLE_S * 1000))
+            idle = self._latest == before
         if self._call_read in found:
             os.read(self._call_read, 4096)
-        return len(found) > 1 or self._call_read not in found
+        return bool(found.get(sock, 0) & ~select.POLLIN)
 
     def _take(self, frame: Frame) -> None:
+        if frame.kind == PRINTED:
+            show_print(frame)
+            return
         error = trouble_of(frame.decoder.value()).error() if frame.kind == ERROR else None
         if frame.number == 0 and error is not None:
             self._lose(error)

@@ -69,6 +69,9 @@ class Link:
         sock: a connected stream socket.
         keep: True when what is received is kept for long: arrays are copied out of the ring.
         allow_pickle: objects of other types may be pickled, both ways.
+
+    Attributes:
+        unsent_bytes: what was sent from here and waits for the other side to read.
     """
 
     def __init__(self, sock: socket.socket, *, keep: bool = False, allow_pickle: bool = False) -> None:
@@ -81,7 +84,7 @@ class Link:
         self._start = self._end = 0
         self._fds: deque[int] = deque()
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        self._unsent_bytes = 0
+        self.unsent_bytes = 0
         self._out: Arena | None = None
         self._in: Arena | None = None
         self._freed: deque[int] = deque()
@@ -179,12 +182,12 @@ class Link:
         sent = 0 if self._unsent else self._send_now(data, fds)
         if sent == len(data):
             return
-        if self._unsent_bytes + len(data) > MAX_UNSENT:
+        if self.unsent_bytes + len(data) > MAX_UNSENT:
             self._hang_up()
-            raise LinkClosed(f"the other side has left {self._unsent_bytes} bytes unread")
+            raise LinkClosed(f"the other side has left {self.unsent_bytes} bytes unread")
         kept = tuple(os.dup(fd) for fd in fds) if sent == 0 else ()
         self._unsent.append((data[sent:], kept))
-        self._unsent_bytes += len(data) - sent
+        self.unsent_bytes += len(data) - sent
         self.wake()
 
     def _send_now(self, data: bytes, fds: tuple[int, ...]) -> int:
@@ -201,7 +204,7 @@ class Link:
             while self._unsent:
                 data, fds = self._unsent[0]
                 sent = self._send_now(data, fds)
-                self._unsent_bytes -= sent
+                self.unsent_bytes -= sent
                 if sent:
                     for fd in fds:
                         os.close(fd)

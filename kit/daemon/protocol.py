@@ -24,5 +24,7 @@ CANCEL = 8
 #: kernel -> deployment: name of a method, its arguments as a dict; and back: its result.
 CALL = 9
 REPLY = 10
+#: deployment -> kernel, unasked, with number 0: role, pid, text of a line that a serving process printed.
+PRINTED = 12
 #: daemon -> deployment: a HELLO's dict, with the connection that it came over.
 CONNECTION = 11

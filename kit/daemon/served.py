@@ -22,9 +22,10 @@ from kit.daemon.session import Session
 from kit.daemon.turns import Turns
 from kit.daemon.wire import Malformed
 from kit.deployment import Deployment
-from kit.deployment import start as start_deployment
 from kit.engine import system
 from kit.engine.asking import preload_of
+from kit.engine.core import Engine
+from kit.engine.logs import Line
 from kit.engine.processes import ForkServer
 from kit.engine.trouble import Trouble
 from kit.settings import Settings
@@ -51,6 +52,7 @@ class Served:
         self.keep_alive_s: float | None = None
         self.entering: set[Session] = set()  # without an answer to their hello
         self.sessions: list[Session] = []
+        self.hearers: list[Session] = []  # to whom prints are passed on
         self.turns = Turns()
         self.used_at = time.monotonic()
         self.over = threading.Event()  # set to end this process
@@ -105,7 +107,11 @@ class Served:
             settings = Settings.make(handler, **sent["settings"])
             self.allow_pickle = sent["allow_pickle"]
             self.keep_alive_s = sent["keep_alive_s"]
-            self.deployment = start_deployment(handler, settings, sent["sample"], _forkserver(handler))
+            engine = Engine(handler, settings, _forkserver(handler))
+            self.hearers.append(session)
+            engine.logs.on_line = self._pass_on
+            engine.start(sent["sample"])
+            self.deployment = Deployment(engine)
         except BaseException as error:
             refusal = error if isinstance(error, errors.KitError) else _lost_while_loading(self.name, error)
             self.end(refusal)
@@ -113,6 +119,10 @@ class Served:
         with self._changed:
             self.state = "serving"
             self._changed.notify_all()
+
+    def _pass_on(self, line: Line) -> None:
+        for session in list(self.hearers):
+            session.print(line.role, line.pid, line.text)
 
     def answered(self, session: Session) -> None:
         """Note that a kernel has had the answer to its hello."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kit import errors
 from kit.daemon import calls, hello, paths
 from kit.daemon.link import Frame, Link, LinkClosed
-from kit.daemon.protocol import ANSWER, CALL, CANCEL, ERROR, HANDLER, NEED_HANDLER, REPLY, RUN, WELCOME
+from kit.daemon.protocol import ANSWER, CALL, CANCEL, ERROR, HANDLER, NEED_HANDLER, PRINTED, REPLY, RUN, WELCOME
 from kit.daemon.remote_request import RemoteRequest
 from kit.daemon.wire import Decoder, Malformed
 from kit.engine import system
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Requests of one kernel that may wait at once; its own side keeps below that.
 MOST_WAITING = 4096
+#: Prints aren't sent to a kernel that has left so many bytes unread.
+MOST_UNREAD = 1 << 20
 #: Rates are over this many seconds.
 RATE_S = 3
 
@@ -82,6 +85,8 @@ class Session:
                 self.served.sessions.append(self)
                 self.link.allow_pickle = self.served.allow_pickle
                 self._send_ring(WELCOME, {**self.served.status(), "known": known})
+                if self not in self.served.hearers:
+                    self.served.hearers.append(self)
         except errors.KitError as error:
             self._send_error(0, error)
             self.link.drain(1.0)
@@ -214,6 +219,13 @@ class Session:
         except Exception as error:
             self._send_error(number, error)
 
+    def print(self, role: str, pid: int, text: str) -> None:
+        """Pass on what a serving process printed; dropped for a kernel that doesn't read what it is sent."""
+        if self.link.unsent_bytes > MOST_UNREAD:
+            return
+        with contextlib.suppress(LinkClosed):
+            self.link.send(PRINTED, self.link.encoder().add(role).add(pid).add(text))
+
     # ---- end ---------------------------------------------------------------------------------
 
     def say_goodbye(self, error: errors.KitError) -> None:
@@ -223,8 +235,9 @@ class Session:
 
     def _leave(self) -> None:
         """Forget the kernel: what it waits for is cancelled, and its memory is let go."""
-        if self in self.served.sessions:
-            self.served.sessions.remove(self)
+        for those in (self.served.sessions, self.served.hearers):
+            if self in those:
+                those.remove(self)
         for request in list(self.waiting.values()):
             request.future.cancel()
         self.waiting.clear()

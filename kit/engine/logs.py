@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Logs:
     def __init__(self, *, echo: bool = True) -> None:
         self.lines: deque[Line] = deque(maxlen=KEPT_LINES)
         self.echo = echo
+        #: Called with each line too, in the reactor's thread.
+        self.on_line: Callable[[Line], None] | None = None
         self._open: set[int] = set()
 
     def follow(self, process: Process, reactor: Reactor) -> None:
@@ -64,6 +67,8 @@ class Logs:
         self.lines.append(Line(time.time(), process.role, process.pid, text))
         if self.echo:
             print(f"[{process.role} {process.pid}] {text}", file=sys.stdout)
+        if self.on_line is not None:
+            self.on_line(self.lines[-1])
 
     def close(self) -> None:
         """Close pipes that are still open; the reactor has stopped."""
