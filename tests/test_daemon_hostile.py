@@ -29,7 +29,7 @@ def served(runtime: Path) -> Iterator[Any]:
     with kit.deploy(Doubling(), name="double", processes=1) as deployment:
         yield deployment
         assert deployment.predict([21])[0].inference == 42
-        wait_for(lambda: len(deployment.clients()) == 1, "nobody else is connected")
+        wait_for(lambda: list(deployment.clients()["connections"]) == [1], "nobody else is connected")
         assert deployment.counters["accepted"] == deployment.counters["answered"] + deployment.counters["cancelled"]
 
 

@@ -77,19 +77,18 @@ def _models(served: Served) -> Records:
 
 
 def _clients(served: Served) -> list[Records]:
+    """One row a kernel, which may have connected several times."""
     now = time.monotonic()
-    return [
-        {
-            "notebook": session.said["label"],
-            "pid": session.said["pid"],
-            "connected_s": now - session.connected_at,
-            "requests": session.requests,
-            "examples": session.examples,
-            "in_flight": len(session.waiting),
-            **session.rates(),
-        }
-        for session in list(served.sessions)
-    ]
+    found: dict[tuple[int, str], Records] = {}
+    for session in list(served.sessions):
+        pid, label = session.said["pid"], session.said["label"]
+        row = found.setdefault((pid, label), {"notebook": label, "pid": pid, "connections": 0, "connected_s": 0.0})
+        row["connections"] += 1
+        row["connected_s"] = max(row["connected_s"], now - session.connected_at)
+        counts = {"requests": session.requests, "examples": session.examples, "in_flight": len(session.waiting)}
+        for name, value in {**counts, **session.rates()}.items():
+            row[name] = row.get(name, 0) + value
+    return list(found.values())
 
 
 def _summary(served: Served) -> str:

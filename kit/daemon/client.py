@@ -220,8 +220,8 @@ class RemoteDeployment(Deployment):
         return pd.DataFrame(found["rows"], columns=found["columns"])
 
     def clients(self) -> pd.DataFrame:
-        """One row a connected kernel: notebook, pid, connected_s, requests, examples, in_flight, and over the last
-        three seconds requests_per_s and elements_per_s."""
+        """One row a connected kernel: notebook, pid, connections, connected_s (since its first), requests, examples,
+        in_flight, and over the last three seconds requests_per_s and elements_per_s."""
         import pandas as pd
 
         return pd.DataFrame(self._connection.call("clients"))

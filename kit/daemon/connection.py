@@ -192,7 +192,8 @@ class Connection:
         sock = self.link.sock.fileno()
         poll = select.poll()
         poll.register(self._call_read, select.POLLIN)
-        idle, found = False, {}
+        idle = False
+        found: dict[int, int] = {}
         while not found:
             before = self._latest
             poll.register(sock, select.POLLIN if idle else 0)  # 0 reports the end only

@@ -165,7 +165,7 @@ class Served:
             "pid": os.getpid(),
             "state": self.state,
             "since": self.since,
-            "kernels": len(self.sessions),
+            "kernels": len({session.said["pid"] for session in self.sessions}),
             "keep_alive_s": self.keep_alive_s,
             "allow_pickle": self.allow_pickle,
         }
