@@ -194,7 +194,12 @@ class Shared:
             unreported, self._unreported = self._unreported, False
         if not unreported:
             return None
-        models = self.deployment().models()
+        try:
+            models = self.deployment().models()
+        except errors.KitError:  # it has just gone: a figure is no reason to fail a bundle that has its results
+            with self._lock:
+                self._unreported = True
+            return None
         return float(models["load_s"].fillna(0).sum()), int(models["resident_bytes"].fillna(0).sum())
 
     def close(self) -> None:
