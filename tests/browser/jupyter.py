@@ -63,7 +63,13 @@ class JupyterServer:
 
     def kernels(self) -> list[dict[str, Any]]:
         """The running kernels: id, execution_state, connections."""
-        found: list[dict[str, Any]] = self.get("/api/kernels")
+        try:
+            found: list[dict[str, Any]] = self.get("/api/kernels")
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code != 500:
+                raise
+            return []  # the server lists a kernel that is just starting, and stumbles over it; whoever waits asks again
         return found
 
     def wait_for_kernel(self, timeout_s: float = 90.0) -> str:
