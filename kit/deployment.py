@@ -375,11 +375,7 @@ class Deployment:
     def __repr__(self) -> str:
         settings = self._engine.settings
         state = "closed" if self.closed else "serving"
-        copies = f"{settings.copies} {'copy' if settings.copies == 1 else 'copies'}"
-        return (
-            f"<Deployment of {type(self._engine.handler).__name__}: {state}, mode {settings.mode!r}, "
-            f"{settings.processes} × {settings.threads} workers, {copies} of the model>"
-        )
+        return f"<Deployment of {type(self._engine.handler).__name__}: {state}, {settings.describe()}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         from kit.summary import html_summary

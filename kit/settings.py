@@ -92,6 +92,15 @@ class Settings:
         """True when model hosts compute, not the workers."""
         return self.mode in ("large", "medium")
 
+    def describe(self) -> str:
+        """Mode, workers and copies in words."""
+        return f"mode {self.mode!r}, {self.processes} × {self.threads} workers, {self.copies_in_words}"
+
+    @property
+    def copies_in_words(self) -> str:
+        """Such as "2 copies of the model"."""
+        return f"{self.copies} {'copy' if self.copies == 1 else 'copies'} of the model"
+
     @property
     def copies(self) -> int:
         """Copies of the weights that are kept."""
@@ -114,7 +123,7 @@ class Settings:
                 "from its files or an earlier version: "
             )
         words += (
-            f"mode {self.mode!r} keeps {self.copies} {'copy' if self.copies == 1 else 'copies'} of the model, {total}, "
+            f"mode {self.mode!r} keeps {self.copies_in_words}, {total}, "
             f"and the memory budget is {format_bytes(budget)}, which can only fit {fitting}. "
         )
         if fitting == 0:

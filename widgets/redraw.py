@@ -163,7 +163,7 @@ class Redraw:
         except KitError as error:
             return chosen, f"Can't be applied: {escape(str(error.args[0]))}"
         total = format_bytes(snapshot.predict_memory(chosen)["pss_bytes"])
-        copies = f"{chosen.copies} {'copy' if chosen.copies == 1 else 'copies'} of the model"
+        copies = chosen.copies_in_words
         return chosen, escape(f"Chosen, not applied yet: {chosen.mode}, {copies}, about {total} in all.")
 
     def _draw_progress(self) -> None:

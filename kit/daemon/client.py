@@ -282,11 +282,7 @@ class RemoteDeployment(Deployment):
         if self.closed:
             return f"<named deployment {self.name!r}: {self._connection.ended}>"
         settings = self.settings
-        copies = f"{settings.copies} {'copy' if settings.copies == 1 else 'copies'}"
-        return (
-            f"<named deployment {self.name!r} of {self._handler.type_name}, in the daemon: mode {settings.mode!r}, "
-            f"{settings.processes} × {settings.threads} workers, {copies} of the model>"
-        )
+        return f"<named deployment {self.name!r} of {self._handler.type_name}, in the daemon: {settings.describe()}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         if self.closed:
