@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kit import errors, inputs
 from kit.checks import check_handler, check_platform
+from kit.deployed_models import DeployedModels
 from kit.metrics import FIGURES
 from kit.settings import Settings
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from kit.snapshot import Snapshot
 
 
-class Deployment:
+class Deployment(DeployedModels):
     """A handler being served, made by `kit.deploy`; closed by `close`, by `with`, or with the last reference."""
 
     def __init__(self, engine: core.Engine) -> None:
@@ -157,7 +158,8 @@ class Deployment:
         """Change settings live; what isn't given stays. No request fails or is lost.
 
         The new topology is started beside the old one, takes over, and the old one finishes what it has. If
-        both don't fit the memory budget, the old one is drained and ended first, and requests wait.
+        both don't fit the memory budget, the old one is drained and ended first, and requests wait. Of models by key
+        another `memory_budget` alone starts nothing: those over it go, those in use as soon as they are released.
         A `memory_budget` of "none" takes the budget away; `batching` changes the handler's batching options
         (`ModelHandler.with_batching`), such as ``{"max_batch_size": 16}``.
 
@@ -177,6 +179,12 @@ class Deployment:
                     "kit.ModelHandler, so set its batch sizes when you make it, and use update_model(handler)."
                 )
             handler = engine.handler.with_batching(**batching)
+        other_budget = dataclasses.replace(engine.settings, memory_budget=wanted.memory_budget)
+        if engine.places is not None and handler is None and wanted == other_budget != engine.settings:
+            from kit.engine import keyed_changes
+
+            keyed_changes.resize(engine, wanted)
+            return self
         engine.switch(wanted, handler)
         return self
 
@@ -213,6 +221,8 @@ class Deployment:
     def update_model(self, model: Any) -> Self:
         """Replace the model by another version, live: a path for the handler's ``update_model_path``, or a new handler.
 
+        With models by key also a list of `KeyModelPathMapping`, as for `update_models`.
+
         Raises:
             KitError: the new version can't be served; the old one serves on.
         """
@@ -220,13 +230,23 @@ class Deployment:
 
         engine = self._engine
         engine.raise_if_closed()
+        if isinstance(model, (list, tuple)):
+            return self.update_models(model)
         if isinstance(model, str) or hasattr(model, "__fspath__"):
             handler = copy.copy(engine.handler)
             handler.update_model_path(str(model))
         elif hasattr(model, "run_inference"):
             handler = model
+            if (getattr(model, "routes", None) is None) != (engine.places is None):
+                raise errors.InvalidSetting(
+                    f"update_model({type(model).__name__}): one model can't take the place of models by key, nor they "
+                    "its place, since their examples differ. Deploy the new handler beside this one."
+                )
         else:
-            raise errors.InvalidSetting(f"update_model({model!r}): give a path or a model handler.")
+            raise errors.InvalidSetting(
+                f"update_model({model!r}): give a path, a model handler, or for models by key a list of "
+                "KeyModelPathMapping."
+            )
         engine.switch(engine.settings, handler, event="update")
         return self
 
@@ -255,20 +275,6 @@ class Deployment:
     def counters(self) -> dict[str, int]:
         """Examples accepted, answered, failed, cancelled, retried; batches; deaths of processes."""
         return self._engine.dispatcher.counters.as_dict()
-
-    def models(self) -> pd.DataFrame:
-        """One row a loaded model: its id, state, bytes of one copy, copies, load seconds."""
-        import pandas as pd
-
-        engine = self._engine
-        row = {
-            "model_id": getattr(engine.handler, "model_id", None) or type(engine.handler).__name__,
-            "state": "resident" if engine.dispatcher.closed is None else "closed",
-            "resident_bytes": engine.model_bytes,
-            "copies": engine.settings.copies,
-            "load_s": engine.topology.load_s,
-        }
-        return pd.DataFrame([row])
 
     def logs(self, lines: int | None = None) -> str:
         """What the serving processes printed, the last `lines` of it."""
@@ -375,7 +381,8 @@ class Deployment:
     def __repr__(self) -> str:
         settings = self._engine.settings
         state = "closed" if self.closed else "serving"
-        return f"<Deployment of {type(self._engine.handler).__name__}: {state}, {settings.describe()}>"
+        words = settings.describe(by_key=self._engine.places is not None)
+        return f"<Deployment of {type(self._engine.handler).__name__}: {state}, {words}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         from kit.summary import html_summary

@@ -61,9 +61,10 @@ class KeyModel:
 class Route:
     """How the examples of some keys are run: by which handler, on which model."""
 
-    def __init__(self, handler: Any, model: KeyModel, path: str | None = None) -> None:
+    def __init__(self, handler: Any, model: KeyModel, key: Hashable = None, path: str | None = None) -> None:
         self.handler = handler
         self.model = model
+        self.key = key  # one that leads here
         self.path = path  # of the last update
 
 
@@ -93,6 +94,17 @@ class Routes:
         self._lock = threading.Lock()
         self._resolve, self._by_key = state["resolve"], state["by_key"]
         self._models = {id(_origin(route.model.handler)): route.model for route in self._by_key.values()}
+
+    def copied(self) -> Routes:
+        """Routes of their own, by the same models, so that an update of the one leaves the other alone."""
+        twin = Routes.__new__(Routes)
+        twin.__setstate__({"resolve": self._resolve, "by_key": dict(self._by_key)})
+        return twin
+
+    @property
+    def listed(self) -> bool:
+        """True when all keys are known beforehand, and no function is asked."""
+        return self._resolve is None
 
     @property
     def handlers(self) -> list[Any]:
@@ -130,7 +142,7 @@ class Routes:
             raise UnknownKey(f"there is no model for the key {_short(key)}: the function for handlers returned None.")
         check_handler(handler, f"the function for handlers returned {handler!r} for the key {_short(key)}")
         with self._lock:
-            return self._by_key.setdefault(key, Route(handler, self._model_of(handler, key)))
+            return self._by_key.setdefault(key, Route(handler, self._model_of(handler, key), key))
 
     def keys_of(self) -> dict[KeyModel, list[Hashable]]:
         """The keys of each model that has any."""
@@ -155,7 +167,7 @@ class Routes:
             if (route, path) not in made:
                 handler = copy.deepcopy(route.handler)
                 handler.update_model_path(path)
-                made[route, path] = Route(handler, KeyModel(handler, key), path)
+                made[route, path] = Route(handler, KeyModel(handler, key), key, path)
             self._by_key[key] = made[route, path]
         return [model for model in before if model not in self.keys_of()]
 
@@ -188,10 +200,11 @@ class Routes:
                 raise InvalidSetting(
                     f"KeyModelMapping({_short(keys)}, {type(handler).__name__}): give a list of one or more keys."
                 )
+            route = Route(handler, self._model_of(handler, next(iter(keys))), next(iter(keys)))
             for key in keys:
-                self._add(key, handler, next(iter(keys)))
+                self._add(key, route)
 
-    def _add(self, key: Any, handler: Any, first: Hashable) -> None:
+    def _add(self, key: Any, route: Route) -> None:
         try:
             known = key in self._by_key
         except TypeError as error:
@@ -200,7 +213,7 @@ class Routes:
             raise InvalidSetting(
                 f"the key {_short(key)} maps to two model handlers; each key must be in one KeyModelMapping only."
             )
-        self._by_key[key] = Route(handler, self._model_of(handler, first))
+        self._by_key[key] = route
 
     def _model_of(self, handler: Any, key: Hashable) -> KeyModel:
         """The model that a handler runs on: that of the handler which it is a variation of, if that is known."""

@@ -21,14 +21,17 @@ class KeyedModelHandler(ModelHandler):
 
     Models are loaded when the first example of one of their keys comes, and evicted under the budget by a
     model manager. Examples of one model are batched together, with that handler's batching options,
-    pre- and post-processing; functions added to this handler see (key, example) and (key, prediction).
+    pre- and post-processing; functions added to this handler see (key, example) and (key, prediction). In a
+    deployment those before inference run in the calling process, since they may change the key.
 
     Args:
         unkeyed: mappings; or one handler for all keys, which are then only carried along; or a function from a key
             to its handler, for keys that aren't listed beforehand. The function is asked once a key, in the
-            process that needs the model; handlers that are the same object share a model.
+            process that needs the model. Handlers that are the same object share a model; in a deployment, where
+            processes have objects of their own, each of these keys has a model.
         max_models_per_worker_hint: models loaded at once at most. A budget in bytes is the better way.
-        memory_budget: bytes, or text such as "2GiB", for all loaded models together.
+        memory_budget: bytes, or text such as "2GiB", for all loaded models together, in all processes of a
+            deployment; `kit.deploy`'s beats it.
         policy: which model goes first: "cost", "lru" or "gdsf".
         keep_alive: seconds after which a model that nobody asks for is unloaded.
         large_model: serve all from one model host.

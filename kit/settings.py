@@ -92,9 +92,10 @@ class Settings:
         """True when model hosts compute, not the workers."""
         return self.mode in ("large", "medium")
 
-    def describe(self) -> str:
-        """Mode, workers and copies in words."""
-        return f"mode {self.mode!r}, {self.processes} × {self.threads} workers, {self.copies_in_words}"
+    def describe(self, *, by_key: bool = False) -> str:
+        """Mode, workers and copies (or that models go by key) in words."""
+        models = "models by key" if by_key else self.copies_in_words
+        return f"mode {self.mode!r}, {self.processes} × {self.threads} workers, {models}"
 
     @property
     def copies_in_words(self) -> str:

@@ -34,13 +34,26 @@ EXAMPLES = [(1 + number % 6, number) for number in range(120)]
 EXPECTED = [(key, (number, float(key * number), None)) for key, number in EXAMPLES]
 
 
-@pytest.mark.parametrize("mode", ["default", "medium", "large"])
-def test_answers_are_alike_in_every_mode(mode: str) -> None:
-    with kit.deploy(mapped(memory_budget="9MB"), mode=mode, processes=2) as deployment:
-        assert deployment.predict(EXAMPLES) == EXPECTED
+MODES = ["default", "medium", "large", "shared"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_answers_are_alike_in_every_mode_and_models_stay_within_the_budget(mode: str) -> None:
+    with kit.deploy(mapped(memory_budget="3.5MB"), mode=mode, processes=2) as deployment:
+        for _ in range(3):
+            assert deployment.predict(EXAMPLES) == EXPECTED
+            table = deployment.models()
+            assert 1_000_000 <= table.resident_bytes.sum() <= 3_500_000
         assert EXAMPLES | RunInference(deployment) == EXPECTED
         failures = ([(9, 1), *EXAMPLES, "x"] | RunInference(deployment).with_exception_handling()).failures
         assert [type(failure.error) for failure in failures] == [errors.UnknownKey, errors.UnsupportedInput]
+        assert [failure.example for failure in failures] == [(9, 1), "x"]
+        table = deployment.models()
+        assert sorted(key for keys in table["keys"] for key in keys) == [1, 2, 3, 4, 5, 6]
+        assert (table.loads >= 1).all()
+        assert table.evictions.sum() >= 3
+        assert table.loads.sum() - table.evictions.sum() == (table.state == "resident").sum()
+        assert {"load", "evict"} <= {event.kind for event in deployment._engine.history.events()}
 
 
 def test_one_handler_for_all_keys_can_be_shared_too() -> None:
@@ -54,15 +67,94 @@ def test_one_handler_for_all_keys_can_be_shared_too() -> None:
         assert deployment.predict([("k", 2)]) == [("k", (2, 6.0, None))]
 
 
-def test_models_by_key_cannot_be_shared_as_one_and_the_error_says_what_to_do() -> None:
-    with pytest.raises(errors.SharedModeUnavailable, match="Use mode 'large'"):
-        kit.deploy(mapped(), mode="shared", processes=1)
-
-
-def test_the_deployments_budget_is_shared_out_among_its_managers() -> None:
-    with kit.deploy(mapped(memory_budget="100MB"), processes=2, memory_budget="1MB") as deployment:
-        # Half of the megabyte is too little for any of the models.
+def test_a_model_may_be_as_large_as_the_budget_of_all_processes_and_no_larger() -> None:
+    with kit.deploy(mapped(memory_budget="100MB"), processes=3, memory_budget="1.1MB") as deployment:
+        assert deployment.predict(EXAMPLES) == EXPECTED
+        assert (deployment.models().state == "resident").sum() == 1
+        deployment.switch(memory_budget="500kB")
         with pytest.raises(errors.BudgetExceeded, match=r"1 MB .*500 KB"):
             deployment.predict(EXAMPLES[:4])
-        deployment.switch("large", memory_budget="3MB")
+        deployment.switch("shared", memory_budget="1.5MB")
+        # While its segment is filled, a model is there twice.
+        with pytest.raises(errors.BudgetExceeded, match="2 MB while it is loaded"):
+            deployment.predict(EXAMPLES[:4])
+
+
+def test_the_budget_is_changed_live_and_models_over_it_go() -> None:
+    with kit.deploy(mapped(), processes=2, memory_budget="10MB") as deployment:
         assert deployment.predict(EXAMPLES) == EXPECTED
+        pids = set(deployment.stats().pid)
+        assert (deployment.models().state == "resident").sum() == 6
+        deployment.switch(memory_budget="2.5MB")
+        assert deployment.models().resident_bytes.sum() <= 2_500_000
+        assert deployment.predict(EXAMPLES) == EXPECTED
+        deployment.pin([1, 2])
+        with pytest.raises(errors.BudgetExceeded, match="unpin some first"):
+            deployment.switch(memory_budget="1.5MB")
+        with pytest.raises(errors.BudgetExceeded, match="pinned"):
+            deployment.pin([3])
+        assert deployment.settings.memory_budget == 2_500_000
+        deployment.switch(memory_budget="none").preload([1, 2, 3, 4, 5, 6])
+        assert (deployment.models().state == "resident").all()
+        assert set(deployment.stats().pid) == pids
+        deployment.unload([1, 2, 3])
+        assert deployment.predict([(4, 1)]) == [(4, (1, 4.0, None))]
+        assert set(deployment.models().set_index("state").loc["evicted"]["keys"].str[0]) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("mode", ["default", "shared"])
+def test_pinned_models_come_along_to_another_mode(mode: str) -> None:
+    with kit.deploy(mapped(), processes=2, memory_budget="4.2MB") as deployment:
+        deployment.pin([1])
+        for wanted in ("large", mode):
+            deployment.switch(wanted)
+            assert deployment.predict(EXAMPLES) == EXPECTED
+            row = deployment.models().set_index(deployment.models()["keys"].str[0]).loc[1]
+            assert row.pinned
+            assert row.state == "resident"
+
+
+def test_methods_for_keys_say_when_there_are_none() -> None:
+    with kit.deploy(Weighted(2), processes=1) as deployment:
+        with pytest.raises(errors.InvalidSetting, match="one model"):
+            deployment.pin(["a"])
+        with pytest.raises(errors.InvalidSetting, match="aren't listed"):
+            deployment.update_models([])
+        with pytest.raises(errors.InvalidSetting, match="Deploy the new handler"):
+            deployment.update_model(mapped())
+    with kit.deploy(mapped(), processes=1) as deployment:
+        with pytest.raises(errors.UnknownKey, match="77"):
+            deployment.preload([77])
+        with pytest.raises(errors.InvalidSetting, match="list of keys"):
+            deployment.preload("abc")
+
+
+@pytest.mark.parametrize("mode", ["default", "large", "shared"])
+def test_functions_of_the_keyed_handler_and_of_those_inside_run_in_their_places(mode: str) -> None:
+    inside = Weighted(2).with_preprocess_fn(int).with_postprocess_fn(lambda value: value + 1)
+    handler = KeyedModelHandler([KeyModelMapping(["a"], inside), KeyModelMapping(["b"], Weighted(3))])
+    around = handler.with_preprocess_fn(lambda text: (text[0], text[1:] if text[0] == "a" else int(text[1:])))
+    with kit.deploy(around, mode=mode, processes=1) as deployment:
+        assert deployment.predict(["a5", "b7"]) == [("a", 11.0), ("b", (7, 21.0, None))]
+    ended = around.with_postprocess_fn(lambda pair: (pair[0].upper(), pair[1]))
+    with kit.deploy(ended, mode=mode, processes=1) as deployment:
+        assert deployment.predict(["a5", "b7"]) == [("A", 11.0), ("B", (7, 21.0, None))]
+        (failure,) = (["b7", "bx"] | RunInference(deployment).with_exception_handling()).failures
+        assert failure.example == "bx"
+
+
+def test_keys_that_are_not_listed_get_models_from_a_function_that_only_serving_processes_ask() -> None:
+    asked: list[int] = []
+
+    def make(key: int) -> Any:
+        asked.append(key)
+        return Weighted(key) if key < 40 else None
+
+    with kit.deploy(KeyedModelHandler(make, memory_budget="5MB"), processes=2) as deployment:
+        examples = [(key, 2) for key in range(30)]
+        assert deployment.predict(examples) == [(key, (2, 2.0 * key, None)) for key in range(30)]
+        assert deployment.models().resident_bytes.sum() <= 5_000_000
+        for _ in range(2):
+            with pytest.raises(errors.UnknownKey, match="50"):
+                deployment.predict([(50, 1)])
+        assert asked == []

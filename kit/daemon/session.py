@@ -152,9 +152,8 @@ class Session:
             self.served.turns.asks(self)
             dispatcher.submit(request)
             with dispatcher.lock:
-                if request in dispatcher.backlog.requests and self.served.turns.goes_first(self):
-                    dispatcher.backlog.requests.remove(request)
-                    dispatcher.backlog.requests.appendleft(request)
+                if request.untaken and self.served.turns.goes_first(self):
+                    dispatcher.backlog.put_first(request)
         except errors.KitError as error:
             request.fail_all(error)
 

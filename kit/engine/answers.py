@@ -52,11 +52,8 @@ class Answers:
         if start:
             request, indices = chunk.parts[-1]
             # A new dict: who reads it gets an example with its own answer.
-            self.latest = {
-                **self._made,
-                "example": request.examples[indices[-1]],
-                "result": request.results[indices[-1]],
-            }
+            example, result = request.shown(indices[-1])
+            self.latest = {**self._made, "example": example, "result": result}
 
     def fail(self, chunk: Chunk, trouble: Trouble) -> list[Chunk]:
         """Fail a chunk; of one with several requests, or examples that may fail alone, the pieces to try instead."""

@@ -93,8 +93,6 @@ def _prepare(context: Context) -> bool:
 
     try:
         context.handler = cloudpickle.loads(context.config["handler"])
-        if getattr(context.handler, "keyed", False):
-            context.handler.memory_budget = context.config["memory_budget"]
         context.handler.set_environment_vars()
         _limit_threads()
     except BaseException as error:

@@ -8,16 +8,31 @@ little. Small requests of several clients share a chunk. Where the handler asks 
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kit import batching
 from kit.engine.requests import Chunk, Part, Request
+
+if TYPE_CHECKING:
+    from kit.engine.lane import Lane
 
 #: Computing time that one chunk aims at, seconds: long against its transport, short against patience.
 CHUNK_S = 0.03
 #: Computing time below which a chunk isn't split for other lanes, seconds.
 LEAST_CHUNK_S = 0.002
 MAX_CHUNK_BYTES = 8 << 20
+#: Below this time a chunk a lane is kept in reserve.
+PREFETCH_S = 0.1
+
+
+class Prepared(NamedTuple):
+    """A request about to be queued: what to do under the dispatcher's lock, and what after it."""
+
+    queue: Callable[[], None]
+    finish: Callable[[], None]
 
 
 class Backlog:
@@ -63,10 +78,47 @@ class Backlog:
         """Seconds that an example costs, smoothed; 0 while unknown."""
         return self._cost_s
 
+    @property
+    def waiting(self) -> bool:
+        """True when something may be there to be given out."""
+        return bool(self.again or self.requests)
+
+    def next(self, lanes: list[Lane], now: float) -> tuple[Lane, Chunk] | None:
+        """A chunk and the lane that is to have it; None when nothing waits or no lane is free."""
+        lane = free_lane(lanes, self.depth(), now)
+        chunk = None if lane is None else self.next_chunk(len(lanes), now)
+        return None if lane is None or chunk is None else (lane, chunk)
+
+    def note_answer(self, chunk: Chunk, seconds: float) -> None:
+        """Note how long a chunk took."""
+        self.note_cost(seconds / max(1, chunk.count))
+
+    def note_sent(self, chunk: Chunk, size: int) -> None:
+        """Note the bytes of a chunk just sent."""
+        self.note_bytes(size / max(1, chunk.count))
+
+    def put_again(self, chunks: list[Chunk]) -> None:
+        """Give out these chunks, in their order, before anything else."""
+        self.again.extendleft(reversed(chunks))
+
+    def live(self) -> set[Request]:
+        """Requests that wait, wholly or in part."""
+        return {*self.requests, *(part.request for chunk in self.again for part in chunk.parts)}
+
+    def prepare(self, request: Request) -> Prepared:
+        """What is to be done to queue a request; runs without the lock."""
+        return Prepared(partial(self.add, request), lambda: None)
+
     def add(self, request: Request) -> None:
         """Queue a request."""
         self.queued += request.count
         self.requests.append(request)
+
+    def put_first(self, request: Request) -> None:
+        """Give a request that waits the next turn."""
+        if request in self.requests:
+            self.requests.remove(request)
+            self.requests.appendleft(request)
 
     def forget(self, request: Request) -> None:
         """Drop what is left of a request that has ended."""
@@ -75,9 +127,13 @@ class Backlog:
         if request in self.requests:
             self.requests.remove(request)
 
-    def chunk_s(self) -> float:
-        """Seconds that a chunk takes, about."""
-        return self._cost_s * (self.batch_size or self._target())
+    def depth(self) -> int:
+        """Chunks that a lane is given at once: where they are short one in reserve, so that the worker needn't wait."""
+        return 2 if self._cost_s * (self.batch_size or self._target()) < PREFETCH_S else 1
+
+    def waiting_s(self, now: float) -> float:
+        """How long the first of the requests has waited, seconds."""
+        return max((now - request.accepted_at for request in islice(self.requests, 1)), default=0.0)
 
     def _target(self) -> int:
         """Examples that take about CHUNK_S."""
@@ -181,6 +237,18 @@ class Backlog:
             return False
         # A batch that was waited for is filled to the brim; otherwise whole requests join, which end together.
         return bool(self._wait_s) or (request.untaken <= room and not request.planned)
+
+
+def free_lane(lanes: Iterable[Lane], depth: int, now: float) -> Lane | None:
+    """The lane with the fewest chunks, of those that can compute and have fewer than `depth`."""
+    best = None
+    for lane in lanes:
+        load = len(lane.in_flight)
+        if load < depth and lane.usable(now) and (best is None or load < len(best.in_flight)):
+            best = lane
+            if load == 0:
+                break
+    return best
 
 
 def _alike(one: Request, other: Request) -> bool:

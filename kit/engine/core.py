@@ -25,6 +25,7 @@ from kit.engine.board import Board
 from kit.engine.dispatcher import Dispatcher
 from kit.engine.lane import Lane
 from kit.engine.logs import Logs
+from kit.engine.model_places import ModelPlaces
 from kit.engine.packing import pack
 from kit.engine.processes import ForkServer, Process
 from kit.engine.quarantine import Quarantine
@@ -55,14 +56,16 @@ class Engine:
         self.board = Board()
         self.reactor = Reactor("kit-reactor")
         self.quarantine = Quarantine(self)
-        self.dispatcher = Dispatcher(handler, self.quarantine.take, self.reactor.at)
+        by_key = getattr(handler, "routes", None) is not None
+        self.places = ModelPlaces(self, handler, settings) if by_key else None
+        self.dispatcher = Dispatcher(handler, self.quarantine.take, self.reactor.at, self.places)
         self.topology = Topology(self, handler, handler_bytes, settings, self.model_bytes)
         self.starting: Topology | None = None
         self.retiring: Topology | None = None  # replaced, and finishing what it has
         self.last_switch: dict[str, Any] = {}
         self.switching: tuple[Topology, float] | None = None  # the one to come, and since when
         self.at_close: list[Callable[[], None]] = []
-        self._switching = threading.Lock()
+        self.switch_lock = threading.Lock()
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._close_lock = threading.Lock()
         self._unverified: threading.Thread | None = None
@@ -102,6 +105,8 @@ class Engine:
     def _publish(self, topology: Topology) -> None:
         self.topology = topology
         self.settings = topology.settings
+        if self.places is not None:
+            self.places.publish(topology, self.handler)
         if topology.weights is not None and topology.weights.loader is not None:
             # Nothing was there to verify with: the first batch is, before it is answered.
             self.dispatcher.on_first = self._verify_first
@@ -142,7 +147,7 @@ class Engine:
         Raises:
             KitError: the new topology can't serve; the old one goes on.
         """
-        with self._switching:
+        with self.switch_lock:
             self.raise_if_closed()
             old = self.topology
             new_handler = self.handler if handler is None else handler
@@ -150,6 +155,8 @@ class Engine:
             expected_bytes = self.model_bytes if handler is None else estimate_of(new_handler)
             model_bytes = expected_bytes or self.model_bytes
             settings.check_budget(model_bytes)
+            if self.places is not None:
+                self.places.check(new_handler, settings)
             new = Topology(self, new_handler, handler_bytes, settings, expected_bytes)
             budget = settings.memory_budget
             together = (old.settings.copies + settings.copies) * (model_bytes or 0)
@@ -196,6 +203,8 @@ class Engine:
 
     def _adopt(self, topology: Topology, handler: Any) -> None:
         self.handler = handler
+        if self.places is not None:
+            self.dispatcher.paused = True  # until the new topology is there to be asked
         self.dispatcher.use(handler)
         self._publish(topology)
         if self.dispatcher.closed is not None:
@@ -289,6 +298,8 @@ class Engine:
                 if topology is not None:
                     topology.stop(gently=False)
             self.quarantine.close()
+            if self.places is not None:
+                self.places.close()
             self.forkserver.close()
             self.reactor.stop()
             self.logs.close()

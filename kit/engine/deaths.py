@@ -56,6 +56,8 @@ class Deaths:
         topology = self._topology
         engine = topology.engine
         topology.forget(process)
+        if engine.places is not None:
+            engine.places.lost(process)
         engine.reactor.soon(lambda: self._clean_up(process))
         if process.role == "host":
             for lane in list(topology.lanes):

@@ -15,17 +15,19 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kit import batching, errors
 from kit.engine.answers import Answers
 from kit.engine.chunking import Backlog
+from kit.engine.keyed_backlog import KeyedBacklog
 from kit.engine.lane import Lane
 from kit.engine.requests import Chunk, Request
 from kit.engine.trouble import Trouble
 
-#: Below this time a chunk a lane is kept in reserve, so that the worker needn't wait for the next.
-PREFETCH_S = 0.1
+if TYPE_CHECKING:
+    from kit.engine.model_places import ModelPlaces
+
 #: Accepted examples that may wait before `submit` blocks.
 MAX_QUEUED = 1 << 20
 MAX_ATTEMPTS = 3
@@ -38,6 +40,7 @@ class Dispatcher:
         handler: for batching options.
         quarantine: called with a chunk that has killed twice.
         at: calls a function at a time (monotonic seconds), in a thread of its own.
+        places: of a handler with models by key: where they are.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Dispatcher:
         handler: Any,
         quarantine: Callable[[Chunk], None],
         at: Callable[[float, Callable[[], None]], None],
+        places: ModelPlaces | None = None,
     ) -> None:
         self.lock = threading.RLock()
         self.room = threading.Condition(self.lock)
@@ -52,10 +56,11 @@ class Dispatcher:
         self.draining: list[Lane] = []  # of a topology that is being replaced
         self.paused = False
         self.closed: errors.KitError | None = None
-        self.backlog = Backlog()
         self.answers = Answers(self.lock)
         self.counters = self.answers.counters
         self.latency = self.answers.latency
+        self.keyed = None if places is None else KeyedBacklog(places, self.counters)
+        self.backlog: Backlog | KeyedBacklog = Backlog() if self.keyed is None else self.keyed
         self._at = at
         self._awake_at: float | None = None  # when `pump` is called next, if that has been asked for
         self._quarantine = quarantine
@@ -68,7 +73,8 @@ class Dispatcher:
         options = batching.options_of(handler)
         # After pre-processing an example is another thing, so only the worker can plan batches then.
         self.request_options = None if handler.get_preprocess_fns() else options
-        self.backlog.use(handler)
+        with self.lock:
+            self.backlog.use(handler)
 
     @property
     def batch_size(self) -> int | None:
@@ -97,6 +103,7 @@ class Dispatcher:
         # Weak: a future keeps its callbacks, and through the request itself, until the next full collection.
         known = weakref.ref(request)
         request.future.add_done_callback(lambda future: self._on_done(known()))
+        prepared = self.backlog.prepare(request)
         with self.lock:
             while self.closed is None and self.queued and self.queued + request.count > MAX_QUEUED:
                 if request.deadline is not None:
@@ -108,10 +115,11 @@ class Dispatcher:
             if self.closed is not None:
                 raise self.closed.copy()
             self.counters.accepted += request.count
-            self.backlog.add(request)
+            prepared.queue()
             on_first, self.on_first = self.on_first, None
         if on_first is not None:
             on_first(request)
+        prepared.finish()
         self.pump()
 
     def _on_done(self, request: Request | None) -> None:
@@ -137,16 +145,15 @@ class Dispatcher:
         while True:
             with self.lock:
                 backlog = self.backlog
-                if self.paused or not (backlog.again or backlog.requests):
+                if self.paused or not backlog.waiting:
                     return
                 now = time.monotonic()
-                lane = self._free_lane(now)
-                if lane is None:
-                    return
-                chunk = backlog.next_chunk(len(self.lanes), now)
-                if chunk is None:
+                backlog.due_at = None
+                found = backlog.next(self.lanes, now)
+                if found is None:
                     self._pump_at(backlog.due_at)
                     return
+                lane, chunk = found
                 if backlog.queued < MAX_QUEUED:
                     self.room.notify_all()
                 chunk.attempts += 1
@@ -164,17 +171,6 @@ class Dispatcher:
             self._awake_at = None
         self.pump()
 
-    def _free_lane(self, now: float) -> Lane | None:
-        depth = 2 if self.backlog.chunk_s() < PREFETCH_S else 1
-        best = None
-        for lane in self.lanes:
-            load = len(lane.in_flight)
-            if load < depth and lane.usable(now) and (best is None or load < len(best.in_flight)):
-                best = lane
-                if load == 0:
-                    break
-        return best
-
     def _send(self, lane: Lane, chunk: Chunk) -> None:
         try:
             payload = chunk.payload()
@@ -190,7 +186,7 @@ class Dispatcher:
             )
             self._refuse(lane, chunk, trouble)
         else:
-            self.backlog.note_bytes(size / max(1, chunk.count))
+            self.backlog.note_sent(chunk, size)
             if not self.sample:
                 self.sample = list(payload[:8])
 
@@ -208,7 +204,7 @@ class Dispatcher:
             chunk = lane.take_back(message.request)
             if chunk is None:
                 return
-            self.backlog.note_cost((now - message.stamp) / max(1, chunk.count))
+            self.backlog.note_answer(chunk, now - message.stamp)
             self.answers.note_times(lane, chunk, message, now)
             self.room.notify_all()
         self.pump()
@@ -225,7 +221,7 @@ class Dispatcher:
     def _fail_apart(self, chunk: Chunk, trouble: Trouble) -> None:
         pieces = self.answers.fail(chunk, trouble)
         with self.lock:
-            self.backlog.again.extendleft(reversed(pieces))
+            self.backlog.put_again(pieces)
 
     # ---- deaths ------------------------------------------------------------------------------
 
@@ -256,19 +252,17 @@ class Dispatcher:
             if piece.deaths >= 2 or piece.attempts >= MAX_ATTEMPTS:
                 self._quarantine(piece)
             else:
-                self.backlog.again.appendleft(piece)
+                self.backlog.put_again([piece])
 
     # ---- all of it ---------------------------------------------------------------------------
 
     def live_requests(self) -> set[Request]:
         """Requests that wait or are computed; the lock is held."""
-        found = set(self.backlog.requests)
+        found = self.backlog.live()
         for lane in (*self.lanes, *self.draining):
             for chunk in lane.in_flight:
                 found.update(part.request for part in chunk.parts)
-        for chunk in self.backlog.again:
-            found.update(part.request for part in chunk.parts)
-        return found
+        return {request.whole for request in found}
 
     def close(self, error: errors.KitError) -> None:
         """Refuse new requests and fail all that wait; the first reason given stays."""

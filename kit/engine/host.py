@@ -13,7 +13,6 @@ import os
 import select
 import time
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 from kit import batching
@@ -21,94 +20,46 @@ from kit.engine import board as fields
 from kit.engine.child import Context
 from kit.engine.codec import Rows, concatenate
 from kit.engine.ends import Ends
+from kit.engine.host_requests import HostLane, HostRequest, Kind
+from kit.engine.keyed_requests import Spec
+from kit.engine.keyed_runner import MOST_RUNNERS
 from kit.engine.loading import load
 from kit.engine.local_model import Computed, LocalModel
-from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, RESULT, RUN, STOP
+from kit.engine.model_store import KINDS, ModelStore
+from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, MODEL, RESULT, RUN, STOP
 from kit.engine.transport import SPIN_S, Channel, ChannelClosed
 from kit.engine.trouble import Trouble
 
 
 def main(context: Context) -> int:
     """Load the model and compute for worker threads until told to stop; returns the exit code."""
-    found = context.loaded(lambda: load(context.handler))
-    if found is None:
-        return 1
-    model, report = found
-    host = Host(context, LocalModel(context.handler, model))
+    report: dict[str, Any] = {}
+    if getattr(context.handler, "routes", None) is not None:
+        host = Host(context, None, ModelStore(context.handler))
+    else:
+        found = context.loaded(lambda: load(context.handler))
+        if found is None:
+            return 1
+        model, report = found
+        host = Host(context, Kind(context.handler, LocalModel(context.handler, model)))
     context.control.send(LOADED, report)
     return host.run()
-
-
-#: Computing time of the batches that one lane gets in a turn, seconds.
-TURN_S = 0.005
-
-
-class _Lane:
-    """The host's end of a worker thread's lane."""
-
-    def __init__(self, channel: Channel, slot: int) -> None:
-        self.channel = channel
-        self.slot = slot  # the worker thread's
-        self.args: Mapping[str, Any] | None = None
-        self.announced: tuple[str | None, bool] | None = None
-
-
-class _Request:
-    """Examples of a lane, computed in batches of `size` and answered together."""
-
-    __slots__ = ("_at", "_total", "_whole", "alone", "batch", "count", "lane", "size", "spent", "values")
-
-    def __init__(self, lane: _Lane, whole: Any, alone: bool, size: int) -> None:
-        self.lane = lane
-        self.alone = alone
-        self.values: list[Any] = []
-        self.spent = 0.0
-        self._whole = whole
-        self._total = len(whole) if type(whole) in (list, Rows) else 1
-        self.size = size or self._total
-        self._at = 0
-        self._cut()
-
-    def _cut(self) -> None:
-        at, stop = self._at, min(self._at + self.size, self._total)
-        self.batch = self._whole if stop - at == self._total else self._whole[at:stop]
-        self.count = stop - at
-
-    def turn(self) -> Any:
-        """The examples of as many batches as take about TURN_S; None where that isn't known, or is but one."""
-        if not self._at:
-            return None
-        stop = self._at + int(TURN_S * self._at / max(self.spent, 1e-9) / self.size) * self.size
-        return self._whole[self._at : stop] if stop > self._at + self.size and self.count == self.size else None
-
-    def take(self, values: Any, seconds: float) -> bool:
-        """Note the inferences of the batch or batches at hand; True when they were the last ones."""
-        self.values.append(values)
-        self.spent += seconds
-        self._at += len(values)
-        if self.size >= self._total or self._at >= self._total:
-            return True
-        self._cut()
-        return False
 
 
 class Host:
     """The loop of a model host."""
 
-    def __init__(self, context: Context, compute: LocalModel) -> None:
+    def __init__(self, context: Context, kind: Kind | None, store: ModelStore | None = None) -> None:
         self.context = context
-        self.compute = compute
         self.board = context.board
         self.slot = context.slot
-        handler = context.handler
-        self.options = batching.options_of(handler)
-        self.never_coalesce = bool(handler.should_skip_batching())
-        self.most = self.options.get("max_batch_size") or batching.MAX_BATCH_SIZE
-        self.curve = batching.CostCurve()
-        self.waiting: deque[_Request] = deque()
+        self.kind = kind  # None where models are by key
+        self.store = store
+        self.kinds: dict[int, Kind] = {}  # by route
+        self.waiting: deque[HostRequest] = deque()
         self.spin_s = 0.0
         self.poll = select.poll()
-        self.lanes: dict[int, _Lane] = {}
+        self.lanes: dict[int, HostLane] = {}
         self.poll.register(context.control.fileno(), select.POLLIN)
 
     def run(self) -> int:
@@ -148,9 +99,11 @@ class Host:
         if message.kind == ADD_LANE:
             for number, slot in enumerate(message.value):
                 channel = Ends(*message.fds[2 * number : 2 * number + 2]).open(first=False)
-                self.lanes[channel.fileno()] = _Lane(channel, slot)
+                self.lanes[channel.fileno()] = HostLane(channel, slot)
                 self.poll.register(channel.fileno(), select.POLLIN)
             control.send(ADD_LANE, request=message.request)
+        elif self.store is not None and message.kind in KINDS:
+            self.store.obey(message, control)
         return message.kind != STOP
 
     def _read(self, fd: int) -> None:
@@ -162,11 +115,27 @@ class Host:
             return
         assert message is not None
         if message.kind == RUN:
-            self.waiting.append(_Request(lane, message.value, bool(message.flags & ALONE), message.attempt))
+            kind = lane.kind or self.kind
+            assert kind is not None
+            self.waiting.append(HostRequest(lane, kind, message.value, bool(message.flags & ALONE), message.attempt))
+        elif message.kind == MODEL:
+            lane.kind = self._kind_of(message.value)
         elif message.kind == ARGS:
             lane.args = message.value
 
-    def _drop(self, lane: _Lane) -> None:
+    def _kind_of(self, spec: Spec) -> Kind:
+        kind = self.kinds.get(spec.route)
+        if kind is None:
+            assert self.store is not None
+            if len(self.kinds) >= MOST_RUNNERS:
+                self.kinds.clear()
+            kind = self.kinds[spec.route] = Kind(self.store.handlers.of(spec), self.store.compute(spec), spec.model)
+        elif kind.model != spec.model:
+            assert self.store is not None
+            kind.model, kind.compute = spec.model, self.store.compute(spec)
+        return kind
+
+    def _drop(self, lane: HostLane) -> None:
         fd = lane.channel.fileno()
         if fd in self.lanes:
             self.poll.unregister(fd)
@@ -174,21 +143,23 @@ class Host:
             lane.channel.close()
         self.waiting = deque(request for request in self.waiting if request.lane is not lane)
 
-    def _coalesce(self) -> list[_Request]:
+    def _coalesce(self) -> list[HostRequest]:
         """Take the oldest request and those that may share its batch."""
         first = self.waiting.popleft()
         group = [first]
-        if self.never_coalesce or first.alone or not self.waiting:
+        kind = first.kind
+        if kind.never_coalesce or first.alone or not self.waiting:
             return group
         total = first.count
-        left: deque[_Request] = deque()
+        left: deque[HostRequest] = deque()
         for request in self.waiting:
             joins = (
-                not request.alone
-                and total + request.count <= self.most
+                request.kind is kind
+                and not request.alone
+                and total + request.count <= kind.most
                 and request.lane.args == first.lane.args
                 and _alike(first.batch, request.batch)
-                and self.curve.pays(total, request.count)
+                and kind.curve.pays(total, request.count)
                 and self._within_limits([*group, request])
             )
             if joins:
@@ -199,25 +170,25 @@ class Host:
         self.waiting = left
         return group
 
-    def _within_limits(self, group: list[_Request]) -> bool:
-        options = self.options
+    def _within_limits(self, group: list[HostRequest]) -> bool:
+        options = group[0].kind.options
         tokens, weight = options.get("max_batch_tokens"), options.get("max_batch_weight")
         if not tokens and not weight and not options.get("batch_bucket_boundaries"):
             return True
         examples = [example for request in group for example in request.batch]
         return len(batching.plan(examples, options)) == 1
 
-    def _serve(self, group: list[_Request]) -> None:
+    def _serve(self, group: list[HostRequest]) -> None:
         began = self.board.begin(self.slot)
         for request in group:
             self.board.put(request.lane.slot, fields.COMPUTING_NS, began)
         total = sum(request.count for request in group)
         try:
-            computed = self._turn(group[0]) if len(group) == 1 else None
+            computed: Computed | None = self._turn(group[0]) if len(group) == 1 else None
             if computed is None:
                 batch = group[0].batch if len(group) == 1 else concatenate([request.batch for request in group])
-                computed = self.compute(batch, group[0].lane.args)
-                self.curve.record(total, computed.seconds)
+                computed = group[0].kind.compute(batch, group[0].lane.args)
+                group[0].kind.curve.record(total, computed.seconds)
             total = len(computed.values)
         except Exception as error:
             self.board.end(self.slot, began, 0, 0)
@@ -226,7 +197,7 @@ class Host:
                 for request in group:
                     self._serve([request])
             else:
-                self._answer_trouble(group[0].lane, error)
+                self._answer_trouble(group[0], error)
             return
         self.board.end(self.slot, began, total, -(-total // group[0].size) if len(group) == 1 else 1)
         if len(group) > 1:
@@ -243,17 +214,18 @@ class Host:
                 # Behind the others: lanes take turns by batches.
                 self.waiting.append(request)
 
-    def _turn(self, request: _Request) -> Computed | None:
+    def _turn(self, request: HostRequest) -> Computed | None:
         """Several batches of a request in one go, None when that can't be."""
         examples = request.turn()
         if examples is None:
             return None
         try:
-            return self.compute.several(examples, request.lane.args, request.size)
+            several: Computed | None = request.kind.compute.several(examples, request.lane.args, request.size)
+            return several
         except Exception:
             return None  # its batches are computed one by one, which tells which of them failed
 
-    def _answer(self, request: _Request, computed: Computed) -> None:
+    def _answer(self, request: HostRequest, computed: Computed) -> None:
         lane, parts = request.lane, request.values
         values = parts[0] if len(parts) == 1 else concatenate(parts)
         about = (computed.model_id, computed.raw)
@@ -265,10 +237,10 @@ class Host:
         except ChannelClosed:
             self._drop(lane)
         except Exception as error:
-            self._answer_trouble(lane, error)
+            self._answer_trouble(request, error)
 
-    def _answer_trouble(self, lane: _Lane, error: Exception) -> None:
-        trouble = Trouble.of(error, f"{type(self.context.handler).__name__} failed")
+    def _answer_trouble(self, request: HostRequest, error: Exception) -> None:
+        lane, trouble = request.lane, Trouble.of(error, f"{request.kind.name} failed")
         try:
             lane.channel.send(FAILED, trouble)
         except ChannelClosed:

@@ -102,40 +102,12 @@ class KeyedRunner:
         pairs = list(examples)
         if self._outer is not None and self._pre:
             pairs = self._outer.apply(self._pre, pairs, troubles, "pre-processing", isolate)
-        groups = self._groups(pairs, troubles, isolate)
+        groups = groups_of(pairs, self._route_of, troubles, isolate=isolate, maybe=self._maybe)
         if troubles:
             failed = list(troubles)
             yield failed, _all_failed([troubles[position] for position in failed])
         for route in sorted(groups, key=lambda route: not self._is_ready(route)):
             yield from self._run_group(route, groups[route], pairs, inference_args, isolate, check, call)
-
-    def _groups(self, pairs: list[Any], troubles: dict[int, Trouble], isolate: bool) -> dict[Route, list[int]]:
-        groups: dict[Route, list[int]] = {}
-        by_key: dict[Any, list[int]] = {}  # the lists of `groups`; keys of one route have the same
-        if self._maybe and not any(isinstance(pair, tuple) for pair in pairs):
-            pairs[:] = [_Unkeyed((None, example)) for example in pairs]
-        skip = set(troubles)
-        for position, pair in enumerate(pairs):
-            if skip and position in skip:
-                continue
-            try:
-                by_key[pair[0] if type(pair) is tuple and len(pair) == 2 else _key_of(pair, position)].append(position)
-            except errors.KitError as error:
-                if not isolate:
-                    raise
-                troubles[position] = Trouble.of(error)
-            except (KeyError, TypeError):
-                # The first of its key, or of a key that can't be one.
-                try:
-                    route = self._route_of(pair[0])
-                except errors.KitError as error:
-                    if not isolate:
-                        raise
-                    troubles[position] = Trouble.of(error)
-                else:
-                    by_key[pair[0]] = positions = groups.setdefault(route, [])
-                    positions.append(position)
-        return groups
 
     def _run_group(
         self,
@@ -164,7 +136,7 @@ class KeyedRunner:
                     raise
                 yield part, _all_failed([Trouble.of(error)] * len(part))
             else:
-                yield part, self._with_keys(mine, outcome, isolate)
+                yield part, with_keys(mine, outcome, self._outer, self._post, isolate)
 
     def _runner_of(self, route: Route) -> _RouteRunner:
         runner = self._runners.get(route)
@@ -174,17 +146,60 @@ class KeyedRunner:
             runner = self._runners[route] = _RouteRunner(route)
         return runner
 
-    def _with_keys(self, pairs: list[Any], outcome: Outcome, isolate: bool) -> Outcome:
-        results = outcome.values
-        if not outcome.plain:
-            results = results_of([pair[1] for pair in pairs], results, outcome.model_ids)
-        values = [
-            result if type(pair) is _Unkeyed else (pair[0], result) for pair, result in zip(pairs, results, strict=True)
-        ]
-        troubles = dict(outcome.troubles)
-        if self._outer is not None and self._post:
-            values = self._outer.apply(self._post, values, troubles, "post-processing", isolate)
-        return Outcome(values, None, True, troubles, outcome.batches)
+
+def groups_of(
+    pairs: list[Any],
+    route_of: Callable[[Any], Route],
+    troubles: dict[int, Trouble],
+    *,
+    isolate: bool,
+    maybe: bool = False,
+) -> dict[Route, list[int]]:
+    """Positions of (key, example) pairs by route; those in `troubles` are left out, and more are put there.
+
+    Raises:
+        UnsupportedInput, UnknownKey: without `isolate`, on the first pair that has no route.
+    """
+    groups: dict[Route, list[int]] = {}
+    by_key: dict[Any, list[int]] = {}  # the lists of `groups`; keys of one route have the same
+    if maybe and not any(isinstance(pair, tuple) for pair in pairs):
+        pairs[:] = [_Unkeyed((None, example)) for example in pairs]
+    skip = set(troubles)
+    for position, pair in enumerate(pairs):
+        if skip and position in skip:
+            continue
+        try:
+            by_key[pair[0] if type(pair) is tuple and len(pair) == 2 else _key_of(pair, position)].append(position)
+        except errors.KitError as error:
+            if not isolate:
+                raise
+            troubles[position] = Trouble.of(error)
+        except (KeyError, TypeError):
+            # The first of its key, or of a key that can't be one.
+            try:
+                route = route_of(pair[0])
+            except errors.KitError as error:
+                if not isolate:
+                    raise
+                troubles[position] = Trouble.of(error)
+            else:
+                by_key[pair[0]] = positions = groups.setdefault(route, [])
+                positions.append(position)
+    return groups
+
+
+def with_keys(pairs: list[Any], outcome: Outcome, outer: Runner | None, post: list[Any], isolate: bool) -> Outcome:
+    """Finished results of (key, example) pairs: (key, prediction), put through the functions `post` by `outer`."""
+    results = outcome.values
+    if not outcome.plain:
+        results = results_of([pair[1] for pair in pairs], results, outcome.model_ids)
+    values = [
+        result if type(pair) is _Unkeyed else (pair[0], result) for pair, result in zip(pairs, results, strict=True)
+    ]
+    troubles = dict(outcome.troubles)
+    if outer is not None and post:
+        values = outer.apply(post, values, troubles, "post-processing", isolate)
+    return Outcome(values, None, True, troubles, outcome.batches)
 
 
 class _Unkeyed(tuple[Any, ...]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ class Lane:
         self.avoid_until = 0.0
         self.in_flight: deque[Chunk] = deque()
         self._args: Any = None
+        self._about: Any = None
+        self._sending = threading.Lock()  # a chunk follows what was said about it
         self._model_ids: Any = None
 
     @property
@@ -56,6 +59,7 @@ class Lane:
         for chunk in self.in_flight:
             if chunk.id == chunk_id:
                 self.in_flight.remove(chunk)
+                chunk.let_go()
                 return chunk
         return None
 
@@ -69,6 +73,8 @@ class Lane:
         """Remove all chunks, oldest first."""
         chunks = list(self.in_flight)
         self.in_flight.clear()
+        for chunk in chunks:
+            chunk.let_go()
         return chunks
 
     def send(self, chunk: Chunk, payload: Any) -> int:
@@ -78,16 +84,20 @@ class Lane:
             WorkerDied: the process is gone.
             Exception: the examples can't be pickled.
         """
+        flags = protocol.ISOLATE if chunk.isolate else 0
+        if chunk.batch_timeout_s is not None:
+            flags |= protocol.ALONE
         try:
-            if chunk.inference_args != self._args:
-                self.channel.send(protocol.ARGS, chunk.inference_args)
-                self._args = chunk.inference_args
-            flags = protocol.ISOLATE if chunk.isolate else 0
-            if chunk.batch_timeout_s is not None:
-                flags |= protocol.ALONE
-            return self.channel.send(
-                protocol.RUN, payload, request=chunk.id, flags=flags, attempt=min(chunk.attempts, 0xFFFF)
-            )
+            with self._sending:
+                if chunk.about != self._about:
+                    self.channel.send(protocol.MODEL, chunk.about)
+                    self._about = chunk.about
+                if chunk.inference_args != self._args:
+                    self.channel.send(protocol.ARGS, chunk.inference_args)
+                    self._args = chunk.inference_args
+                return self.channel.send(
+                    protocol.RUN, payload, request=chunk.id, flags=flags, attempt=min(chunk.attempts, 0xFFFF)
+                )
         except ChannelClosed as error:
             raise errors.WorkerDied(f"worker (pid {self.process.pid}) is gone.") from error
 

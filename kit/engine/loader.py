@@ -16,13 +16,16 @@ from typing import Any
 from kit.engine import weights
 from kit.engine.child import Context
 from kit.engine.local_model import LocalModel
-from kit.engine.protocol import LOADED, VERIFIED, VERIFY
+from kit.engine.model_store import Handlers, trouble_of
+from kit.engine.protocol import FAILED, LOADED, VERIFIED, VERIFY
 from kit.engine.transport import ChannelClosed
 
 
 def main(context: Context) -> int:
     """Load, publish, check; returns the exit code."""
-    handler = context.handler
+    handler = _handler_of(context)
+    if handler is None:
+        return 1
     name = type(handler).__name__
     found = context.loaded(lambda: _load(handler))
     if found is None:
@@ -42,6 +45,21 @@ def main(context: Context) -> int:
     context.control.send(LOADED, (report, segment), fds=(fd,))
     os.close(fd)
     return _verify(context, LocalModel(handler, model), LocalModel(handler, rebuilt))
+
+
+def _handler_of(context: Context) -> Any:
+    """The handler whose model is to be loaded: of models by key the one that is meant; None when it failed."""
+    spec = context.config.get("model")
+    if spec is None:
+        return context.handler
+    try:
+        handler = Handlers(context.handler).of(spec)
+        handler.set_environment_vars()
+    except BaseException as error:
+        trouble = trouble_of(error)
+        context.control.send(FAILED, trouble)
+        return None
+    return handler
 
 
 def _load(handler: Any) -> tuple[Any, dict[str, Any]]:

@@ -6,6 +6,7 @@ process is started when needed and ends when its chunks are done.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from functools import partial
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.engine.codec import Rows
-from kit.engine.protocol import ARGS, FAILED, FULL_RESULT, ISOLATE, META, RESULT, RUN
-from kit.engine.requests import Chunk
+from kit.engine.keyed_requests import Group, Spec
+from kit.engine.protocol import ARGS, FAILED, FULL_RESULT, ISOLATE, META, MODEL, RESULT, RUN
+from kit.engine.requests import Chunk, Request
 from kit.engine.transport import ChannelClosed
 from kit.engine.trouble import Trouble
 from kit.shorten import shorten
@@ -72,15 +74,18 @@ class Quarantine:
 
     def _compute(self, single: Chunk) -> tuple[Any, Any, bool, dict[int, Trouble]]:
         ((request, indices),) = single.parts
-        example = request.examples[indices[0]]
+        example, _ = request.shown(indices[0])
         process = self._process
         try:
             if process is None or not process.alive:
                 process = self._process = self._engine.topology.start_quarantine()
-            channel = process.lanes[0].channel
-            channel.send(ARGS, request.inference_args)
-            channel.send(RUN, [example], request=single.id, flags=ISOLATE)
-            return _receive(channel)
+            with self._model(request, process) as spec:
+                channel = process.lanes[0].channel
+                if spec is not None:
+                    channel.send(MODEL, (spec, None))
+                channel.send(ARGS, request.inference_args)
+                channel.send(RUN, single.payload(), request=single.id, flags=ISOLATE)
+                return _receive(channel)
         except ChannelClosed:
             assert process is not None
             process.exited.wait(5)
@@ -92,6 +97,13 @@ class Quarantine:
             return _nothing(Trouble("WorkerDied", words, ""))
         except errors.KitError as error:
             return _nothing(Trouble.of(error))
+
+    def _model(self, request: Request, process: Process) -> contextlib.AbstractContextManager[Spec | None]:
+        """Of models by key the one that is meant, loaded in the process for the length of a ``with``."""
+        if isinstance(request, Group):
+            assert self._engine.places is not None
+            return self._engine.places.at(request.route, process)
+        return contextlib.nullcontext()
 
     def _end_process(self) -> None:
         process, self._process = self._process, None

@@ -69,6 +69,8 @@ class Request:
         self.accepted_at = time.monotonic()
         self.future: Future[list[Any]] = Future()
         self.results: list[Any] = [None] * self.count
+        self.sent = examples  # what goes to a worker
+        self.groups: list[Any] = []  # of models by key: its parts by model, as far as they wait
         self.left = self.count  # examples without an answer
         self.untaken = self.count  # examples not yet in any part
         self._position = 0
@@ -88,6 +90,11 @@ class Request:
     def planned(self) -> bool:
         """True when whole batches are taken, and not just any number of examples."""
         return self._batches is not None
+
+    @property
+    def whole(self) -> Request:
+        """The request that the caller made, of which this may be a part."""
+        return self
 
     def _measure(self, options: Mapping[str, Any]) -> None:
         """Note the longest example and the sum of weights, which say when a batch is full."""
@@ -150,6 +157,10 @@ class Request:
         else:
             self.fail_all(error)
 
+    def shown(self, index: int) -> tuple[Any, Any]:
+        """The example at `index` and its result."""
+        return self.examples[index], self.results[index]
+
     def fail_all(self, error: BaseException) -> None:
         """End the request with an error, unless it has ended already."""
         try:
@@ -181,9 +192,11 @@ class Chunk:
     Attributes:
         deaths: how many processes died while computing it.
         attempts: how often it was sent.
+        about: with models by key: the model's spec, and the model host that has it.
+        lease: keeps that model where it is.
     """
 
-    __slots__ = ("attempts", "count", "deaths", "id", "parts", "sent_at")
+    __slots__ = ("about", "attempts", "count", "deaths", "id", "lease", "parts", "sent_at")
 
     _ids = itertools.count(1)
 
@@ -194,6 +207,8 @@ class Chunk:
         self.deaths = deaths
         self.attempts = attempts
         self.sent_at = 0.0
+        self.about: Any = None
+        self.lease: Any = None
 
     @property
     def ended(self) -> bool:
@@ -212,14 +227,20 @@ class Chunk:
     def batch_timeout_s(self) -> float | None:
         return self.parts[0].request.batch_timeout_s
 
+    def let_go(self) -> None:
+        """Release its model."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            lease.release()
+
     def payload(self) -> Any:
         """The examples, as a list or Rows."""
         if len(self.parts) == 1:
             part = self.parts[0]
-            return _as_list(pick(part.request.examples, part.indices))
+            return _as_list(pick(part.request.sent, part.indices))
         examples: list[Any] = []
         for part in self.parts:
-            examples += pick(part.request.examples, part.indices)
+            examples += pick(part.request.sent, part.indices)
         return examples
 
     def singles(self) -> list[Chunk]:

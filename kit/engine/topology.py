@@ -27,6 +27,7 @@ from kit.engine.transport import ChannelClosed
 
 if TYPE_CHECKING:
     from kit.engine.core import Engine
+    from kit.engine.keyed_requests import Spec
     from kit.settings import Settings
 
 
@@ -71,7 +72,7 @@ class Topology:
         """
         settings = self.settings
         try:
-            if settings.mode == "shared":
+            if settings.mode == "shared" and self.engine.places is None:
                 self.weights = SharedWeights(self)
                 self.weights.publish(sample)
             for index in range(settings.model_copies if settings.remote else 0):
@@ -148,6 +149,10 @@ class Topology:
         """Start a worker, host or loader."""
         return self._spawn_worker(index) if role == "worker" else self._spawn(role, index, {})
 
+    def spawn_loader(self, spec: Spec) -> Process:
+        """Start a loader for one of the models by key."""
+        return self._spawn("loader", 0, {"model": spec})
+
     def _spawn_worker(self, index: int, role: str = "worker") -> Process:
         remote = self.settings.remote and role == "worker"
         threads = self.settings.threads if role == "worker" else 1
@@ -204,15 +209,9 @@ class Topology:
         assert control is not None
         engine.reactor.watch(control.fileno(), lambda: self.read_control(process))
         common = {"role": role, "slot": process.slot, "handler": self.handler_bytes}
-        common["memory_budget"] = self._share_of_budget()
         with contextlib.suppress(ChannelClosed):
             control.send(protocol.CONFIG, {**common, **config}, fds=fds)
         return process
-
-    def _share_of_budget(self) -> int | None:
-        """Bytes for the models by key of one process; the deployment's budget beats the handler's."""
-        total = self.settings.memory_budget or getattr(self.handler, "memory_budget", None)
-        return None if total is None else max(1, total // self.settings.copies)
 
     def read_control(self, process: Process) -> None:
         assert process.control is not None
@@ -224,13 +223,15 @@ class Topology:
             process.control_closed()
 
     def introduce(self, process: Process) -> None:
-        """Connect a worker or host that was started later with its partners that are ready."""
+        """Connect a worker or host that was started later with its partners that are ready, and its models."""
         partners = self.of_role("host" if process.role == "worker" else "worker") if self.settings.remote else []
         for partner in partners:
             if partner.loaded.done() and not partner.loaded.exception():
                 pair = (process, partner) if process.role == "worker" else (partner, process)
                 with contextlib.suppress(errors.WorkerDied):
                     self._connect(*pair)
+        if self.engine.places is not None:
+            self.engine.places.introduce(process)
 
     def forget(self, process: Process) -> None:
         """Drop a process that has ended."""

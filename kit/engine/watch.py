@@ -60,6 +60,8 @@ class Watch:
                 return
             self._sampler.tick()
             self._note_work()
+            if self._engine.places is not None:
+                self._engine.places.copies.tick()
             if time.monotonic() - self._looked_at > STRAY_WRITES_EVERY_S:
                 self.look_for_stray_writes()
             self._add_row()

@@ -20,8 +20,10 @@ from kit.engine import board as fields
 from kit.engine import weights
 from kit.engine.child import Context
 from kit.engine.ends import Ends
+from kit.engine.keyed_requests import Spec
 from kit.engine.loading import load
 from kit.engine.local_model import Computed, LocalModel
+from kit.engine.model_store import KINDS, KeyedRunners, ModelStore
 from kit.engine.protocol import (
     ADD_HOST,
     ALONE,
@@ -32,6 +34,7 @@ from kit.engine.protocol import (
     LOADED,
     LOST,
     META,
+    MODEL,
     RESULT,
     RUN,
     STOP,
@@ -55,7 +58,9 @@ def main(context: Context) -> int:
     remote = context.config["remote"]
     report: dict[str, Any] = {}
     model = None
-    if not remote:
+    by_key = getattr(context.handler, "routes", None) is not None
+    store = ModelStore(context.handler) if by_key else None
+    if not remote and store is None:
         found = context.loaded(lambda: _model_of(context))
         if found is None:
             return 1
@@ -65,7 +70,10 @@ def main(context: Context) -> int:
         pool = HostPool(context.board, slot) if remote else None
         pools.append(pool)
         compute = pool if pool is not None else LocalModel(context.handler, model)
-        thread = LaneThread(context, lane, slot, compute)
+        runners = None
+        if store is not None:
+            runners = KeyedRunners(context.handler, store.handlers, pool.one if pool is not None else store.compute)
+        thread = LaneThread(context, lane, slot, compute, runners)
         threading.Thread(target=thread.run, name=f"kit-lane-{slot}", daemon=True).start()
     context.control.send(LOADED, report)
     while True:
@@ -76,7 +84,9 @@ def main(context: Context) -> int:
         assert message is not None
         if message.kind == STOP:
             return 0
-        if message.kind == ADD_HOST:
+        if store is not None and message.kind in KINDS:
+            store.obey(message, context.control)
+        elif message.kind == ADD_HOST:
             index, fds = message.value, message.fds
             for position, pool in enumerate(pools):
                 assert pool is not None
@@ -97,11 +107,16 @@ class HostPool:
         self.board = board
         self.slot = slot
         self.alone = False  # the request at hand is not to share a batch with another's
+        self.model: tuple[Spec, int] | None = None  # the model by key at hand, and the host that has it
         self.hosts: dict[int, _HostLane] = {}
 
     def add(self, index: int, channel: Channel) -> None:
         """Use one more host; called from the main thread."""
         self.hosts = {**self.hosts, index: _HostLane(channel)}
+
+    def one(self, spec: Spec) -> HostPool:
+        """What computes for a model by key: this, once `model` says which host has it."""
+        return self
 
     def __call__(self, batch: Any, inference_args: Mapping[str, Any] | None, size: int = 0) -> Computed:
         """Compute a batch on a host; with `size`, in batches of that many examples, answered together.
@@ -109,13 +124,15 @@ class HostPool:
         Raises:
             HostLost: the host went away, or there is none.
         """
-        if not self.hosts:
+        model, index = self.model or (None, None)
+        if index is None and self.hosts:
+            index = self._least_loaded()
+        if index not in self.hosts:
             raise HostLost
-        index = self._least_loaded()
         self.board.put(self.slot, fields.COMPUTING_NS, 0)
         self.board.put(self.slot, fields.TARGET, index + 1)
         try:
-            return self.hosts[index].compute(batch, inference_args, ALONE if self.alone else 0, size)
+            return self.hosts[index].compute(batch, inference_args, ALONE if self.alone else 0, size, model)
         except ChannelClosed as error:
             self.hosts = {number: lane for number, lane in self.hosts.items() if number != index}
             raise HostLost from error
@@ -149,9 +166,15 @@ class _HostLane:
         self.model_id: str | None = None
         self.raw = False
         self.spin_s = 0.0
+        self.model: Spec | None = None
 
-    def compute(self, batch: Any, inference_args: Mapping[str, Any] | None, flags: int, size: int) -> Computed:
+    def compute(
+        self, batch: Any, inference_args: Mapping[str, Any] | None, flags: int, size: int, model: Spec | None
+    ) -> Computed:
         channel = self.channel
+        if model != self.model:
+            channel.send(MODEL, model)
+            self.model = model
         if inference_args != self.args:
             channel.send(ARGS, inference_args)
             self.args = inference_args
@@ -173,11 +196,16 @@ class _HostLane:
 class LaneThread:
     """One worker thread."""
 
-    def __init__(self, context: Context, lane: Channel, slot: int, compute: Any) -> None:
+    def __init__(
+        self, context: Context, lane: Channel, slot: int, compute: Any, runners: KeyedRunners | None = None
+    ) -> None:
         self.board = context.board
+        self.pool = compute if isinstance(compute, HostPool) else None
         self.lane = lane
         self.slot = slot
-        self.runner = Runner(context.handler, compute)
+        self.runners = runners
+        self.model: tuple[Spec, int] | None = None  # the model by key of what comes next, and the host that has it
+        self.runner: Any = Runner(context.handler, compute)
         self.args: Mapping[str, Any] | None = None
         self.model_ids: Any = None
 
@@ -191,6 +219,8 @@ class LaneThread:
                     self._answer(message)
                 elif message.kind == ARGS:
                     self.args = message.value
+                elif message.kind == MODEL:
+                    self.model = message.value
                 del message
         except ChannelClosed:
             return
@@ -203,10 +233,12 @@ class LaneThread:
         started = time.monotonic()
         began = self.board.begin(self.slot)
         self.board.put(self.slot, fields.COMPUTING_NS, began)
-        if isinstance(self.runner.compute, HostPool):
-            self.runner.compute.alone = bool(message.flags & ALONE)
+        if self.pool is not None:
+            self.pool.alone, self.pool.model = bool(message.flags & ALONE), self.model
         count = batches = 0
         try:
+            if self.runners is not None and self.model is not None:
+                self.runner = self.runners.of(self.model[0])
             outcome = self.runner.run(
                 message.value, self.args, isolate=bool(message.flags & ISOLATE), check=self._check_for(message.request)
             )

@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import Any
 
 from kit import errors
+from kit.manager import memory
 from kit.manager.device import Device
 from kit.manager.entry import HOST_TIER, LOADING, RESIDENT, Entry, Lease
 from kit.manager.hosttier import HostTier
 from kit.manager.policy import make
 from kit.manager.room import Room
 from kit.manager.sweep import Sweeper
-from kit.manager.traffic import Event, Traffic
+from kit.manager.traffic import Traffic
+from kit.manager.views import Views
 from kit.sizes import format_bytes, parse_bytes
 
 
-class ModelManager:
+class ModelManager(Views):
     """Models by name, as many of them loaded as the budget allows.
 
     Args:
@@ -43,6 +46,9 @@ class ModelManager:
         device: where models compute if that isn't host memory; evicted models then go to a tier in host memory.
         host_budget: bytes of that tier; None for no limit, 0 for no tier.
         clock: monotonic seconds.
+        timed: `load` returns a `kit.model_bytes.Loaded`, with the seconds and bytes that it has measured itself.
+        drop: called with models that go, gives their memory back; it may block, and runs without the lock.
+        later: runs a function in another thread: what a release has to do when models must go. None for at once.
 
     Raises:
         InvalidSetting: a value that can't work.
@@ -64,6 +70,9 @@ class ModelManager:
         device: Device | None = None,
         host_budget: int | float | str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        timed: bool = False,
+        drop: Callable[[list[Any]], None] = memory.drop,
+        later: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         if max_models is not None and (isinstance(max_models, bool) or int(max_models) != max_models or max_models < 1):
             raise errors.InvalidSetting(f"max_models={max_models!r}: give a whole number of at least 1, or None.")
@@ -75,7 +84,9 @@ class ModelManager:
         chosen = make(policy)
         room = Room(chosen, parse_bytes(budget), max_models, hysteresis, patience_s)
         tier = HostTier(device, 0 if host_budget == 0 else parse_bytes(host_budget, "host_budget"), chosen)
-        self._traffic = Traffic(load, size_of, measure, chosen, room, tier, backoff_s, clock)
+        bring = load if timed else partial(_timed, load, measure)
+        self._traffic = Traffic(bring, size_of, drop, chosen, room, tier, backoff_s, clock)
+        self._later = later or _at_once
         self._changed = self._traffic.changed
         self._room = room
         self._entries: dict[Hashable, Entry] = {}
@@ -119,12 +130,31 @@ class ModelManager:
         entry.leases += 1
         return Lease(self, entry, loaded)
 
+    def lease_if_ready(self, name: Hashable) -> Lease | None:
+        """A lease of a model that is loaded and may be used now, else None; never waits."""
+        with self._changed:
+            entry = self._entries.get(name)
+            if entry is None or not entry.ready or self._traffic.closed:
+                return None
+            entry.requests += 1
+            entry.hits += 1
+            self._traffic.policy.used(name)
+            return self._lease(entry, loaded=False)
+
     def _release(self, entry: Entry) -> None:
         with self._changed:
             entry.leases -= 1
             entry.used_at = self._traffic.clock()
             if entry.leases:
                 return
+            if not (entry.closing and entry.idle) and not self._room.over_bytes:
+                self._changed.notify_all()
+                return
+        self._later(partial(self._make_go, entry))
+
+    def _make_go(self, entry: Entry) -> None:
+        """Evict what a release has made free to go."""
+        with self._changed:
             if entry.closing and entry.idle:
                 self._traffic.evict([entry], keep=not entry.unwanted)
             elif self._room.over_bytes:
@@ -202,8 +232,8 @@ class ModelManager:
             self._traffic.drop_from_tier(entry)
         self._changed.notify_all()
 
-    def resize(self, budget: int | float | str | None) -> None:
-        """Change the budget, live. Models over it go now, those in use as soon as they are released.
+    def resize(self, budget: int | float | str | None, max_models: int | None = None) -> None:
+        """Change the budget, and the number of models, live. Models over it go now, those in use once released.
 
         Raises:
             BudgetExceeded: pinned models alone take more.
@@ -216,7 +246,7 @@ class ModelManager:
                     f"the pinned models take {format_bytes(pinned)}, and the new memory budget is "
                     f"{format_bytes(wanted)}: unpin some first."
                 )
-            self._room.budget = wanted
+            self._room.budget, self._room.most = wanted, max_models or self._room.most
             self._traffic.evict(self._room.shrink())
             self._changed.notify_all()
 
@@ -243,43 +273,12 @@ class ModelManager:
         if self._sweeper is not None:
             self._sweeper.stop()
 
-    # ---- looking -----------------------------------------------------------------------------
 
-    @property
-    def budget(self) -> int | None:
-        """Bytes that loaded models may take together, None for no limit."""
-        return self._room.budget
+def _timed(load: Callable[[Hashable], Any], measure: Callable[[Any], int | None] | None, name: Hashable) -> Any:
+    from kit import model_bytes
 
-    @property
-    def used_bytes(self) -> int:
-        """Bytes of loaded models, and those reserved for loads under way."""
-        return self._room.used_bytes
+    return model_bytes.timed_load(lambda: load(name), measure or model_bytes.measure)
 
-    @property
-    def overshoot_bytes(self) -> int:
-        """Most bytes ever above the budget: by a model whose size wasn't known, or was said to be less."""
-        return self._room.overshoot_bytes
 
-    def resident(self, name: Hashable) -> bool:
-        """True when a request for `name` would be answered without loading."""
-        with self._changed:
-            entry = self._entries.get(name)
-            return entry is not None and entry.ready
-
-    @property
-    def events(self) -> list[Event]:
-        """The last 1,000 loads, moves, evictions and failures, oldest first."""
-        with self._changed:
-            return list(self._traffic.events)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """A dict for each model that was ever asked for, the worth most first.
-
-        name; state ("loading", "resident", "host tier", "evicted", "failed"); size_bytes (None before it is known);
-        hits, requests, loads, evictions; load_s (last), load_total_s; idle_s since it was last used (None: never);
-        score (the policy's, higher is kept longer); in_use (leases); pinned; error (text, None where none).
-        """
-        with self._changed:
-            now, score = self._traffic.clock(), self._traffic.policy.score
-            found = [entry.row(now, score(entry.name)) for entry in self._entries.values()]
-        return sorted(found, key=lambda row: -row["score"])
+def _at_once(action: Callable[[], None]) -> None:
+    action()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from kit import errors
 from kit.manager import policy as policies
-from kit.manager.entry import RESIDENT, Entry
+from kit.manager.entry import LOADING, RESIDENT, Entry
 from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Room:
         self.most = most
         self.hysteresis = hysteresis
         self.patience_s = patience_s
+        self.loading_factor = 1.0  # bytes that a load takes while it goes on, in bytes of the loaded model
         self.used_bytes = 0
         self.overshoot_bytes = 0
         self.present: dict[Entry, None] = {}  # resident, leaving or loading
@@ -102,9 +103,9 @@ class Room:
     def expected_bytes(self, entry: Entry) -> int:
         """Bytes to set aside for a load: its size, or the typical one when that isn't known."""
         if entry.size_bytes is not None:
-            return entry.size_bytes
-        guess = sorted(self._sizes)[len(self._sizes) // 2] if self._sizes else 0
-        return guess if self.budget is None else max(0, min(guess, self.budget - self.pinned_bytes(entry)))
+            return int(entry.size_bytes * self.loading_factor)
+        guess = self.loading_factor * sorted(self._sizes)[len(self._sizes) // 2] if self._sizes else 0
+        return int(guess) if self.budget is None else max(0, min(int(guess), self.budget - self.pinned_bytes(entry)))
 
     def pinned_bytes(self, but: Entry | None = None) -> int:
         """Bytes of pinned models, `but` one."""
@@ -115,12 +116,14 @@ class Room:
         if self.budget is None or entry.size_bytes is None:
             return
         pinned = self.pinned_bytes(entry)
-        if entry.size_bytes + pinned <= self.budget:
+        need = self.expected_bytes(entry) if entry.state == LOADING else entry.size_bytes
+        if need + pinned <= self.budget:
             return
+        more = f", and {format_bytes(need)} while it is loaded" if need > entry.size_bytes else ""
         beside = f" and {format_bytes(pinned)} of it are pinned" if pinned else ""
         raise errors.BudgetExceeded(
-            f"the model of {entry.name!r} takes {format_bytes(entry.size_bytes)} ({entry.size_bytes:,} bytes), the "
-            f"memory budget is {format_bytes(self.budget)} ({self.budget:,} bytes){beside}. Raise memory_budget, "
+            f"the model of {entry.name!r} takes {format_bytes(entry.size_bytes)} ({entry.size_bytes:,} bytes){more}, "
+            f"the memory budget is {format_bytes(self.budget)} ({self.budget:,} bytes){beside}. Raise memory_budget, "
             f"{'unpin a model, ' if pinned else ''}or take a smaller model."
         )
 
@@ -128,10 +131,11 @@ class Room:
 
     def may_reserve(self, ticket: Ticket, now: float) -> bool:
         """True when the ticket's load can start as things are."""
-        if any(entry.alone for entry in self.present):
-            return False
-        if ticket.entry.size_bytes is None and self.loading:
-            return False
+        if self.budget is not None:
+            if any(entry.alone for entry in self.present):
+                return False
+            if ticket.entry.size_bytes is None and self.loading:
+                return False
         head = self.line[0]
         if ticket is not head and (head.evicting or now - head.since >= self.patience_s):
             return False

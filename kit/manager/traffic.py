@@ -9,7 +9,6 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 from kit import errors
-from kit.manager import memory
 from kit.manager.entry import EVICTED, FAILED, HOST_TIER, LOADING, RESIDENT, Entry, Flight
 from kit.manager.hosttier import HostTier
 from kit.manager.policy import Policy
@@ -35,9 +34,9 @@ class Traffic:
 
     def __init__(
         self,
-        load: Callable[[Hashable], Any],
+        load: Callable[[Hashable], Any],  # gives a model_bytes.Loaded
         size_of: Callable[[Hashable], int | None],
-        measure: Callable[[Any], int | None] | None,
+        drop: Callable[[list[Any]], None],
         policy: Policy,
         room: Room,
         tier: HostTier,
@@ -53,7 +52,7 @@ class Traffic:
         self.events: deque[Event] = deque(maxlen=1000)
         self._load = load
         self._size_of = size_of
-        self._measure = measure
+        self._drop = drop
         self._backoff_s = backoff_s
 
     # ---- loading -----------------------------------------------------------------------------
@@ -93,9 +92,7 @@ class Traffic:
             model, entry.model = entry.model, None
             entry.model = self.tier.bring(model)
             return entry.size_bytes or 0, self.clock() - began, True
-        from kit import model_bytes
-
-        loaded = model_bytes.timed_load(lambda: self._load(entry.name), self._measure or model_bytes.measure)
+        loaded = self._load(entry.name)
         entry.model = loaded.model
         return loaded.size_bytes, loaded.load_s, False
 
@@ -156,6 +153,8 @@ class Traffic:
 
     def raise_if_failing(self, entry: Entry) -> None:
         left_s = entry.retry_at - self.clock()
+        if entry.state == FAILED and isinstance(entry.error, errors.UnknownKey) and left_s > 0:
+            raise entry.error.copy()  # it is the example's fault, and says so each time
         if entry.state == FAILED and entry.error is not None and left_s > 0:
             raise errors.ModelLoadFailed(
                 f"the model of {entry.name!r} isn't loaded: its load failed {entry.failures} "
@@ -213,7 +212,7 @@ class Traffic:
             self._note("evict", entry, 0.0)
         try:
             with self._unlocked():
-                memory.drop(dropped)
+                self._drop(dropped)
                 self.tier.take(plan)
         finally:
             for entry in entries:
@@ -231,7 +230,7 @@ class Traffic:
         self.tier.forget(entry)
         self._note("evict", entry, 0.0)
         with self._unlocked():
-            memory.drop(models)
+            self._drop(models)
 
     @contextlib.contextmanager
     def _unlocked(self) -> Iterator[None]:

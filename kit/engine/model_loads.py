@@ -1,0 +1,140 @@
+"""Bringing models by key into serving processes and out of them: what the model manager asks of a deployment."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from kit import errors
+from kit.engine.homes import Place, Resident, choose_home
+from kit.engine.processes import STOP_TIMEOUT_S
+from kit.engine.protocol import LOAD_MODEL, SIZE_MODEL, UNLOAD_MODEL
+from kit.engine.segments import Segments
+from kit.engine.trouble import Trouble
+from kit.key_routes import KeyModel
+from kit.model_bytes import Loaded
+from kit.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from kit.engine.model_places import ModelPlaces
+    from kit.engine.processes import Process
+
+#: A load whose process dies is tried in another one, this many times in all.
+TRIES = 3
+
+
+class ModelLoads:
+    """Loads and unloads the models of places; its methods wait for other processes."""
+
+    def __init__(self, places: ModelPlaces) -> None:
+        self.segments = Segments(self, places.specs)
+        self._places = places
+        self._sizes: dict[KeyModel, int] = {}  # as measured at the last load
+        self._homes_changed = threading.Condition()
+
+    def homes_changed(self) -> None:
+        """Look again for homes: a process is ready, or another topology serves, or none any more."""
+        with self._homes_changed:
+            self._homes_changed.notify_all()
+
+    def size_of(self, place: Place) -> int | None:
+        """Bytes of a model as measured once, else as its handler estimates them, in a serving process."""
+        if place.model in self._sizes:
+            return self._sizes[place.model]
+        with contextlib.suppress(errors.KitError):
+            answer = self._home_for(place).ask(SIZE_MODEL, place.spec).result()
+            return None if isinstance(answer, Trouble) else answer
+        return None
+
+    def load(self, place: Place) -> Loaded:
+        for _ in range(TRIES):
+            began = time.monotonic()
+            try:
+                resident = self._bring(place)
+            except errors.WorkerDied:
+                continue
+            self._places.engine.event(
+                "load",
+                f"{place.model!r} at {resident.where}: {format_bytes(resident.size_bytes)} in {resident.load_s:.2f} s",
+                resident.pid,
+            )
+            return Loaded(resident, resident.load_s or time.monotonic() - began, resident.size_bytes)
+        raise errors.ModelLoadFailed(
+            f"loading the model of {place.model!r} failed: the process that loaded it died, {TRIES} times in a row. "
+            "See deployment.logs(); does its load_model need more memory than there is?"
+        )
+
+    def _bring(self, place: Place) -> Resident:
+        """Load a model into its home.
+
+        Raises:
+            WorkerDied: the home died. KitError: the load failed.
+        """
+        if place.topology.settings.mode == "shared" and place.fixed is None:
+            return self.segments.bring(place)
+        home = self._home_for(place)
+        place.loading_at = home
+        spec = self._places.specs.loaded(place.spec)
+        try:
+            answer = home.ask(LOAD_MODEL, spec).result()
+        except errors.WorkerDied:
+            home.exited.wait(STOP_TIMEOUT_S)  # or it would be chosen again
+            raise
+        finally:
+            place.loading_at = None
+        if isinstance(answer, Trouble):
+            raise answer.error()
+        load_s, size_bytes = answer
+        resident = Resident(place, spec, [home], size_bytes, load_s)
+        self.settle(resident)
+        if not home.alive:  # its end may have been noted before it was in the books
+            place.resident = None
+            raise errors.WorkerDied(f"{home.role} {home.index} died.")
+        return resident
+
+    def settle(self, resident: Resident) -> None:
+        """Enter a loaded model in the books."""
+        resident.place.size_bytes = self._sizes[resident.place.model] = resident.size_bytes
+        resident.place.resident = resident
+        for home in resident.homes:
+            resident.weigh(home, 1)
+
+    def _home_for(self, place: Place) -> Process:
+        """The process where a model is to be; waits for one to be there.
+
+        Raises:
+            SwitchCancelled: its topology doesn't serve any more.
+        """
+        if place.fixed is not None:
+            return place.fixed
+        with self._homes_changed:
+            while True:
+                if place.topology is not self._places.topology or not self._places.engine.alive:
+                    raise errors.SwitchCancelled("another topology serves now.")
+                home = choose_home(place, self._places.all())
+                if home is not None:
+                    return home
+                self._homes_changed.wait(0.5)
+
+    def drop(self, residents: list[Any]) -> None:
+        """Unload models in their processes, and wait until that is done."""
+        gone: dict[Process, list[int]] = {}
+        for resident in residents:
+            if resident is None:
+                continue
+            if resident.place.resident is resident:
+                resident.place.resident = None
+            for home in resident.homes:
+                resident.weigh(home, -1)
+                gone.setdefault(home, []).append(resident.spec.model)
+            resident.close()
+            self._places.engine.event(
+                "evict", f"{resident.place.model!r} from {resident.where}: {format_bytes(resident.size_bytes)}"
+            )
+        residents.clear()
+        answers = [home.ask(UNLOAD_MODEL, numbers) for home, numbers in gone.items() if home.alive]
+        for answer in answers:
+            with contextlib.suppress(errors.WorkerDied):
+                answer.result()

@@ -1,0 +1,284 @@
+"""Models by key of a deployment: the owner's books of what is loaded where, under one memory budget.
+
+    ModelQueue --want--> load thread --acquire--> ModelManager --load--> a home: worker, host, or loader
+                              '--lease--> dispatcher            '--drop--> UNLOAD_MODEL, and wait for the answer
+
+One manager counts for all processes, so the sum of their models never exceeds the budget, and a model may be
+as large as all of it. Homes: in mode default a worker, in large and medium a host, the one with the fewest
+bytes of models (among equals by rendezvous hashing, so that a model comes back to where it was); in shared all
+workers map one segment. A model whose requests wait longer than its load takes, while another home is idle, gets
+a copy there as long as nothing has to go for it; copies go first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from kit import errors
+from kit.engine.homes import Place
+from kit.engine.keyed_requests import Specs
+from kit.engine.load_threads import LoadThreads
+from kit.engine.model_copies import Copies
+from kit.engine.model_loads import ModelLoads
+from kit.engine.trouble import Trouble
+from kit.key_routes import KeyModel, Route
+from kit.manager import ModelManager
+from kit.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from kit.engine.core import Engine
+    from kit.engine.keyed_backlog import KeyedBacklog, ModelQueue
+    from kit.engine.processes import Process
+    from kit.engine.topology import Topology
+    from kit.settings import Settings
+
+#: Loads that may go on, or wait for room, at once.
+LOADERS = 4
+
+
+class ModelPlaces:
+    """Where the models by key of one deployment are.
+
+    Attributes:
+        manager: knows models by `Place`.
+        specs: numbers of models and handlers.
+    """
+
+    def __init__(self, engine: Engine, handler: Any, settings: Settings) -> None:
+        self.specs = Specs()
+        self.topology: Topology | None = None
+        self._engine = engine
+        self._places: dict[KeyModel, list[Place]] = {}  # of the topology that serves
+        self._lock = threading.Lock()  # held where `topology` and `_places` change
+        self._pinned: dict[KeyModel, Route] = {}
+        self._loads = LoadThreads("kit-load", LOADERS)
+        self._evictions = LoadThreads("kit-evict", 1)  # of its own: loads wait for these
+        self._moves = ModelLoads(self)
+        self.copies = Copies(self)
+        self.manager = ModelManager(
+            self._moves.load,  # type: ignore[arg-type]  # places are the only names
+            size_of=self._moves.size_of,  # type: ignore[arg-type]
+            budget=_budget_of(handler, settings),
+            policy=handler.policy,
+            max_models=None if handler.max_models is None else handler.max_models * settings.copies,
+            keep_alive=handler.keep_alive,
+            timed=True,
+            drop=self._moves.drop,
+            later=self._evictions.run,
+        )
+
+    # ---- what the dispatcher asks; its lock is held ------------------------------------------
+
+    def ready(self, model: KeyModel) -> list[Place]:
+        """Places where a model is loaded."""
+        return [place for place in self._places.get(model, ()) if place.resident is not None]
+
+    def want(self, queue: ModelQueue) -> None:
+        """Have the model of a queue loaded; the dispatcher is told when it is there, or can't be had."""
+        self._loads.run(lambda: self._fetch(queue))
+
+    # ---- in load threads ---------------------------------------------------------------------
+
+    def _fetch(self, queue: ModelQueue) -> None:
+        dispatcher = self._engine.dispatcher
+        try:
+            lease = self._lease(queue.route)
+        except errors.KitError as error:
+            with dispatcher.lock:
+                chunks = self._backlog.refused(queue)
+            for chunk in chunks:
+                dispatcher.answers.fail_all(chunk, Trouble.of(error))
+        else:
+            with dispatcher.lock:
+                self._backlog.arrived(queue, lease)
+            dispatcher.pump()
+
+    @property
+    def _backlog(self) -> KeyedBacklog:
+        keyed = self._engine.dispatcher.keyed
+        assert keyed is not None
+        return keyed
+
+    def _lease(self, route: Route) -> Any:
+        while True:
+            place = self.place(route)
+            self.copies.make_room(place)
+            try:
+                if route.model in self._pinned:
+                    self.manager.pin([place])
+                lease = self.manager.acquire(place)
+            except errors.KitError:
+                if place.topology is self.topology and not self._engine.dispatcher.closed:
+                    raise
+                if self._engine.dispatcher.closed:
+                    raise
+                continue  # another topology serves now
+            if place in self._places.get(route.model, ()) and place.resident is lease.model:
+                return lease
+            # Its process has died meanwhile, or its topology was replaced.
+            lease.release()
+            self.manager.forget([place])
+
+    def place(self, route: Route, copy: int = 0) -> Place:
+        """The place of a model, or of its copy of that number, in the topology that serves."""
+        with self._lock:
+            topology = self.topology
+            assert topology is not None
+            places = self._places.setdefault(route.model, [])
+            for place in places:
+                if place.copy == copy:
+                    return place
+            place = Place(route.model, self.specs.of(route), topology, copy)
+            places.append(place)
+            return place
+
+    def all(self) -> list[Place]:
+        """All places of the topology that serves."""
+        return [place for places in list(self._places.values()) for place in list(places)]
+
+    # ---- processes come and go ---------------------------------------------------------------
+
+    def publish(self, topology: Topology, handler: Any) -> None:
+        """Another topology serves from now on; the models of the former one go with their last request."""
+        self.resize(handler, topology.settings)
+        # A loader has a copy of its own until the segment is filled.
+        self.manager.loading_factor = 2.0 if topology.settings.mode == "shared" else 1.0
+        with self._lock:
+            former = self.all()
+            self._places, self.topology = {}, topology
+        self._moves.homes_changed()
+        if former:
+            self._evictions.run(lambda: self.manager.forget(former))
+        for route in list(self._pinned.values()):
+            self._loads.run(partial(self._pin_again, route))
+
+    def _pin_again(self, route: Route) -> None:
+        with contextlib.suppress(errors.KitError):  # its requests will say what is wrong
+            self._lease(route).release()
+
+    def check(self, handler: Any, settings: Settings) -> None:
+        """Raise BudgetExceeded when pinned models alone take more than these settings allow."""
+        budget = _budget_of(handler, settings)
+        pinned = sum(place.size_bytes or 0 for model in self._pinned for place in self._places.get(model, ())[:1])
+        if budget is not None and pinned > budget:
+            raise errors.BudgetExceeded(
+                f"the pinned models take {format_bytes(pinned)}, and the new memory budget is {format_bytes(budget)}: "
+                "unpin some first."
+            )
+
+    def resize(self, handler: Any, settings: Settings) -> None:
+        """Take the budget of these settings.
+
+        Raises:
+            BudgetExceeded: pinned models alone take more.
+        """
+        budget = _budget_of(handler, settings)
+        self.check(handler, settings)
+        models = None if handler.max_models is None else handler.max_models * settings.copies
+        if budget != self.manager.budget or models != self.manager.max_models:
+            self.manager.resize(budget, models)
+
+    def introduce(self, process: Process) -> None:
+        """A process was started in the place of a dead one, and is ready."""
+        if process.role == "worker" and self.topology is not None and self.topology.settings.mode == "shared":
+            self._moves.segments.attach_all(process)
+        self._moves.homes_changed()
+
+    def lost(self, process: Process) -> None:
+        """A process has died, and its models with it; called in any thread."""
+        gone = []
+        for place in self.all():
+            resident = place.resident
+            if resident is not None and process in resident.homes:
+                resident.homes.remove(process)
+                if not (resident.homes or resident.fd >= 0):
+                    self._remove(place)  # a new one takes its part, so that no two loads mix
+                    place.resident = None
+                    gone.append(place)
+        if gone:
+            self._evictions.run(lambda: self.manager.forget(gone))
+            for route in [self._pinned[place.model] for place in gone if place.model in self._pinned]:
+                self._loads.run(partial(self._pin_again, route))
+
+    def _remove(self, place: Place) -> None:
+        with self._lock:
+            places = self._places.get(place.model, [])
+            if place in places:
+                places.remove(place)
+
+    @contextlib.contextmanager
+    def at(self, route: Route, process: Process) -> Any:
+        """The spec of a model that is loaded in a process which doesn't serve, for the length of a ``with``."""
+        assert self.topology is not None
+        place = Place(route.model, self.specs.of(route), self.topology, copy=0, fixed=process)
+        try:
+            with self.manager.acquire(place):
+                assert place.resident is not None
+                yield place.resident.spec
+        finally:
+            self.manager.forget([place])
+
+    # ---- what users ask for ------------------------------------------------------------------
+
+    def preload(self, routes: Iterable[Route], timeout: float | None = None) -> None:
+        """Load models now; see `ModelManager.preload`."""
+        self.manager.preload([self.place(route) for route in routes], timeout)
+
+    def pin(self, routes: Iterable[Route], timeout: float | None = None) -> None:
+        """Load models and never evict them; see `ModelManager.pin`."""
+        for route in routes:
+            self.manager.pin([self.place(route)], timeout)
+            self._pinned[route.model] = route
+
+    def unpin(self, routes: Iterable[Route]) -> None:
+        """Let pinned models be evicted again."""
+        found = list(routes)
+        for route in found:
+            self._pinned.pop(route.model, None)
+        self.manager.unpin([self.place(route) for route in found])
+
+    def unload(self, models: Iterable[KeyModel]) -> None:
+        """Unload models and their copies: now, or as soon as nobody uses them; pins are lifted."""
+        found = list(models)
+        for model in found:
+            self._pinned.pop(model, None)
+        self.manager.unload([place for model in found for place in self._places.get(model, ())])
+
+    def forget(self, models: Iterable[KeyModel]) -> None:
+        """Unload models that no key leads to any more."""
+        for model in models:
+            self._pinned.pop(model, None)
+            self.manager.forget(self._places.pop(model, []))
+
+    def rows(self, keys: dict[KeyModel, list[Hashable]]) -> list[dict[str, Any]]:
+        """The rows of `Deployment.models`."""
+        from kit.engine.model_rows import model_rows
+
+        return model_rows(self.manager.rows(), keys)
+
+    def soon(self, action: Callable[[], None]) -> None:
+        """Run something in a load thread."""
+        self._loads.run(action)
+
+    @property
+    def engine(self) -> Engine:
+        """The deployment's engine."""
+        return self._engine
+
+    def close(self) -> None:
+        """End all loads and threads, once the processes have ended; idempotent."""
+        self.manager.close()
+        self._moves.homes_changed()
+        self._loads.close()
+        self._evictions.close()
+        self._moves.segments.close()
+
+
+def _budget_of(handler: Any, settings: Settings) -> int | None:
+    """Bytes for all models together; the deployment's budget beats the handler's."""
+    budget: int | None = handler.memory_budget if settings.memory_budget is None else settings.memory_budget
+    return budget

@@ -1,0 +1,47 @@
+"""The table of models by key: one row a model, whatever the number of its copies."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from kit.key_routes import KeyModel
+
+#: Of several copies the first of these that one of them is in.
+STATES = ("resident", "loading", "host tier", "failed", "evicted")
+SUMS = ("hits", "requests", "loads", "evictions", "load_total_s", "in_use")
+
+
+def model_rows(places: list[dict[str, Any]], keys: dict[KeyModel, list[Hashable]]) -> list[dict[str, Any]]:
+    """Rows of a manager whose names are places, a model each, and models that nobody has asked for yet.
+
+    Columns: those of `kit.KeyedModels.rows`, and resident_bytes (of all copies), copies, where (text).
+    """
+    found: dict[KeyModel, dict[str, Any]] = {}
+    for row in places:
+        place = row.pop("name")
+        resident = place.resident
+        row = {
+            "keys": keys.get(place.model, []),
+            **row,
+            "resident_bytes": (row["size_bytes"] or 0) if row["state"] == "resident" else 0,
+            "copies": int(row["state"] == "resident"),
+            "where": "" if resident is None else resident.where,
+        }
+        if place.model not in keys:
+            continue  # of a version that was replaced
+        known = found.get(place.model)
+        found[place.model] = row if known is None else _together(known, row)
+    rows = sorted(found.values(), key=lambda row: -row["score"])
+    nothing = {"state": "evicted", "loads": 0, "resident_bytes": 0, "copies": 0, "where": ""}
+    return rows + [{"keys": keys[model], **nothing} for model in keys if model not in found]
+
+
+def _together(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    first, second = sorted((one, other), key=lambda row: STATES.index(row["state"]))
+    row = {**first, **{name: one[name] + other[name] for name in (*SUMS, "resident_bytes", "copies")}}
+    row["where"] = ", ".join(filter(None, (first["where"], second["where"])))
+    row["idle_s"] = min((idle for idle in (one["idle_s"], other["idle_s"]) if idle is not None), default=None)
+    row["score"] = max(one["score"], other["score"])
+    row["pinned"] = one["pinned"] or other["pinned"]
+    return row

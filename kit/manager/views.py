@@ -1,0 +1,71 @@
+"""What can be seen of a model manager: its budget, its bytes, its models."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from kit.manager.entry import Entry
+from kit.manager.room import Room
+from kit.manager.traffic import Event, Traffic
+
+
+class Views:
+    """The part of a `ModelManager` that is read."""
+
+    _room: Room
+    _traffic: Traffic
+    _entries: dict[Hashable, Entry]
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that loaded models may take together, None for no limit."""
+        return self._room.budget
+
+    @property
+    def max_models(self) -> int | None:
+        """Models loaded at once at most, None for no limit."""
+        return self._room.most
+
+    @property
+    def loading_factor(self) -> float:
+        """Bytes that a load takes while it goes on, in bytes of the loaded model; may be set."""
+        return self._room.loading_factor
+
+    @loading_factor.setter
+    def loading_factor(self, factor: float) -> None:
+        self._room.loading_factor = factor
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of loaded models, and those reserved for loads under way."""
+        return self._room.used_bytes
+
+    @property
+    def overshoot_bytes(self) -> int:
+        """Most bytes ever above the budget: by a model whose size wasn't known, or was said to be less."""
+        return self._room.overshoot_bytes
+
+    def resident(self, name: Hashable) -> bool:
+        """True when a request for `name` would be answered without loading."""
+        with self._traffic.changed:
+            entry = self._entries.get(name)
+            return entry is not None and entry.ready
+
+    @property
+    def events(self) -> list[Event]:
+        """The last 1,000 loads, moves, evictions and failures, oldest first."""
+        with self._traffic.changed:
+            return list(self._traffic.events)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict for each model that was ever asked for, the worth most first.
+
+        name; state ("loading", "resident", "host tier", "evicted", "failed"); size_bytes (None before it is known);
+        hits, requests, loads, evictions; load_s (last), load_total_s; idle_s since it was last used (None: never);
+        score (the policy's, higher is kept longer); in_use (leases); pinned; error (text, None where none).
+        """
+        with self._traffic.changed:
+            now, score = self._traffic.clock(), self._traffic.policy.score
+            found = [entry.row(now, score(entry.name)) for entry in self._entries.values()]
+        return sorted(found, key=lambda row: -row["score"])

@@ -1,0 +1,262 @@
+"""Models by key under fire: deaths while loading and after, failing loads, overtaking, updates, copies, memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kit
+from kit import KeyedModelHandler, KeyModelMapping, KeyModelPathMapping, RunInference, errors
+from kit.memory import process_memory
+from tests.models import clients
+
+
+class Times(kit.ModelHandler):
+    """Multiplies by its factor; its model weighs `megabytes`."""
+
+    def __init__(self, factor: float, megabytes: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.factor = factor
+        self.megabytes = megabytes
+        self.model_id = None
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        if model_path is not None:
+            self.factor, self.model_id = float(model_path), model_path
+
+    def load_model(self) -> Any:
+        import numpy as np
+
+        return np.full(self.megabytes * 250_000, self.factor, np.float32)
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> list[float]:
+        return [float(example * model[0]) for example in batch]
+
+
+class Gated(Times):
+    """Its load says its pid through one pipe and waits for a word through another."""
+
+    def __init__(self, factor: float, pipes: Path) -> None:
+        super().__init__(factor)
+        self.pipes = pipes
+        for name in ("started", "go"):
+            os.mkfifo(pipes / name)
+
+    def load_model(self) -> Any:
+        (self.pipes / "started").write_text(str(os.getpid()))
+        (self.pipes / "go").read_text()
+        return super().load_model()
+
+
+class Broken(Times):
+    """Can't be loaded."""
+
+    def load_model(self) -> Any:
+        raise OSError("no such disk")
+
+
+class Deadly(Times):
+    """Ends its process at the example 13."""
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> list[float]:
+        if 13 in batch:
+            os._exit(9)
+        return super().run_inference(batch, model, inference_args)
+
+
+class Patient(Times):
+    """Takes 5 ms an example, and answers with its process."""
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> list[Any]:
+        threading.Event().wait(0.005 * len(batch))
+        return [os.getpid() for _ in batch]
+
+
+def keyed(**handlers: Any) -> KeyedModelHandler:
+    return KeyedModelHandler([KeyModelMapping([key], handler) for key, handler in handlers.items()])
+
+
+def row_of(deployment: Any, key: str) -> Any:
+    table = deployment.models()
+    return table[table["keys"].map(lambda keys: key in keys)].iloc[0]
+
+
+@pytest.mark.parametrize("mode", ["default", "large", "shared"])
+def test_a_process_that_is_killed_while_it_loads_costs_nobody_an_answer(mode: str, tmp_path: Path) -> None:
+    with kit.deploy(keyed(a=Gated(2, tmp_path), b=Times(3)), mode=mode, processes=2) as deployment:
+        waiting = deployment.submit([("a", 1), ("b", 1)])
+        os.kill(int((tmp_path / "started").read_text()), 9)
+        int((tmp_path / "started").read_text())  # it is tried once more
+        assert deployment.predict([("b", 5)], timeout=60) == [("b", (5, 15.0, None))]
+        (tmp_path / "go").write_text("go")
+        assert waiting.result(60) == [("a", (1, 2.0, None)), ("b", (1, 3.0, None))]
+        assert row_of(deployment, "a").loads == 1
+
+
+@pytest.mark.parametrize("mode", ["default", "large", "medium", "shared"])
+def test_models_of_a_process_that_was_killed_are_loaded_again(mode: str) -> None:
+    handler = KeyedModelHandler([KeyModelMapping([key], Times(key)) for key in range(5)])
+
+    def draw(chance: random.Random) -> list[Any]:
+        return [(chance.randrange(5), chance.randrange(100)) for _ in range(20)]
+
+    def right(request: list[Any], predictions: list[Any]) -> bool:
+        return predictions == [(key, (number, float(key * number), None)) for key, number in request]
+
+    with (
+        kit.deploy(handler, mode=mode, processes=2, memory_budget="8MB") as deployment,
+        clients(deployment, draw, right, count=2) as (wrong, answered),
+    ):
+        deployment.preload(range(5))
+        for role in ("worker", "host") if deployment.settings.remote else ("worker",):
+            before = sum(answered)
+            pid = deployment.kill(role, 0)
+            while pid in set(deployment.stats().pid) or sum(answered) < before + 200:
+                assert not wrong
+            deployment.preload(range(5))
+            assert (deployment.models().state == "resident").all()
+            assert deployment.models().resident_bytes.sum() <= 8_000_000
+        assert wrong == []
+
+
+def test_a_load_that_fails_fails_its_own_requests_only_and_is_not_tried_at_once() -> None:
+    with kit.deploy(keyed(good=Times(2), bad=Broken(1)), processes=2) as deployment:
+        answers = [("good", 1), ("bad", 1), ("good", 2)] | RunInference(deployment).with_exception_handling()
+        assert [answers[0], answers[2]] == [("good", (1, 2.0, None)), ("good", (2, 4.0, None))]
+        assert "no such disk" in str(answers[1].error)
+        with pytest.raises(errors.ModelLoadFailed, match="the next one is tried in"):
+            deployment.predict([("bad", 1)])
+        assert row_of(deployment, "bad").state == "failed"
+        assert "no such disk" in row_of(deployment, "bad").error
+        assert deployment.predict([("good", 3)]) == [("good", (3, 6.0, None))]
+
+
+@pytest.mark.parametrize("mode", ["default", "large", "shared"])
+def test_requests_for_loaded_models_overtake_those_that_wait_for_a_load(mode: str, tmp_path: Path) -> None:
+    with kit.deploy(keyed(slow=Gated(2, tmp_path), b=Times(3)), mode=mode, processes=1) as deployment:
+        waiting = deployment.submit([("slow", 1)])
+        int((tmp_path / "started").read_text())
+        for number in range(20):
+            assert deployment.predict([("b", number)], timeout=60) == [("b", (number, 3.0 * number, None))]
+        assert row_of(deployment, "slow").state == "loading"
+        with pytest.raises(errors.DeadlineExceeded):
+            deployment.predict([("slow", 1)], timeout=0.05)
+        assert not waiting.done()
+        (tmp_path / "go").write_text("go")
+        assert waiting.result(60) == [("slow", (1, 2.0, None))]
+
+
+def test_overtaking_ends_when_a_load_has_been_patient() -> None:
+    """With room for one model and a stream of requests for it that never ends, the other still gets its turn."""
+    handler = keyed(a=Times(2), b=Times(3))
+
+    def draw(chance: random.Random) -> list[Any]:
+        return [("a", chance.randrange(100)) for _ in range(20)]
+
+    def right(request: list[Any], predictions: list[Any]) -> bool:
+        return predictions == [("a", (number, 2.0 * number, None)) for _, number in request]
+
+    with (
+        kit.deploy(handler, processes=1, memory_budget="1.5MB") as deployment,
+        clients(deployment, draw, right, count=4) as (wrong, answered),
+    ):
+        for number in range(2):
+            assert deployment.predict([("b", number)], timeout=60) == [("b", (number, 3.0 * number, None))]
+            assert deployment.models().resident_bytes.sum() <= 1_500_000
+        before = sum(answered)
+        while sum(answered) < before + 100:
+            assert not wrong
+
+
+def test_closing_while_models_load_and_wait_for_room_fails_what_waits(tmp_path: Path) -> None:
+    handler = KeyedModelHandler([KeyModelMapping(["a"], Gated(2, tmp_path)), KeyModelMapping([1], Times(1))])
+    deployment = kit.deploy(handler, processes=1, memory_budget="1.5MB")
+    waiting = [deployment.submit([(key, 1)]) for key in ("a", 1)]
+    int((tmp_path / "started").read_text())
+    deployment.close()
+    for future in waiting:
+        with pytest.raises(errors.DeploymentClosed):
+            future.result(10)
+
+
+@pytest.mark.parametrize("mode", ["default", "large", "shared"])
+def test_some_keys_get_other_models_while_all_serve(mode: str) -> None:
+    handler = KeyedModelHandler([KeyModelMapping(["a", "b"], Times(2)), KeyModelMapping(["c"], Times(3))])
+
+    def draw(chance: random.Random) -> list[Any]:
+        return [(chance.choice("bc"), chance.randrange(100)) for _ in range(10)] + [("a", 1)]
+
+    def right(request: list[Any], predictions: list[Any]) -> bool:
+        factors = {"b": 2, "c": 3}
+        mine = [(key, (number, float(factors[key] * number), None)) for key, number in request[:-1]]
+        return predictions[:-1] == mine and predictions[-1][1].inference in (2.0, 7.0)
+
+    with kit.deploy(handler, mode=mode, processes=2, memory_budget="20MB") as deployment:
+        with clients(deployment, draw, right, count=2) as (wrong, answered):
+            while not sum(answered):
+                assert not wrong
+            deployment.update_models([KeyModelPathMapping(["a"], "7")])
+            assert deployment.predict([("a", 1), ("b", 1)]) == [("a", (1, 7.0, "7")), ("b", (1, 2.0, None))]
+            deployment.kill("worker", 0)
+            before = sum(answered)
+            while sum(answered) < before + 200:
+                assert not wrong
+        assert wrong == []
+        deployment.update_model([KeyModelPathMapping(["b", "c"], "9")])
+        assert [one.inference for _, one in deployment.predict([("a", 1), ("b", 1), ("c", 1)])] == [7.0, 9.0, 9.0]
+        deployment.switch("default")
+        assert [one.inference for _, one in deployment.predict([("a", 1), ("b", 1), ("c", 1)])] == [7.0, 9.0, 9.0]
+        with pytest.raises(errors.UnknownKey):
+            deployment.update_models([KeyModelPathMapping(["z"], "1")])
+    assert handler.routes.of("a").path is None  # the handler that was deployed isn't touched
+
+
+@pytest.mark.parametrize("mode", ["default", "medium"])
+def test_a_model_in_great_demand_is_copied_to_an_idle_process_as_long_as_there_is_room(mode: str) -> None:
+    examples = [("a", number) for number in range(300)]
+    with kit.deploy(keyed(a=Patient(1, max_batch_size=2)), mode=mode, processes=2, memory_budget="3MB") as deployment:
+        pids = {one.inference for _, one in deployment.predict(examples)}
+        assert len(pids) == 2
+        assert row_of(deployment, "a").copies == 2
+        assert row_of(deployment, "a").resident_bytes >= 2_000_000
+        deployment.switch(memory_budget="1.5MB")
+        assert len({one.inference for _, one in deployment.predict(examples)}) == 1
+        assert row_of(deployment, "a").copies == 1
+
+
+def test_an_example_that_kills_fails_alone() -> None:
+    with kit.deploy(keyed(a=Deadly(2), b=Times(3)), processes=2, memory_budget="3MB") as deployment:
+        examples = [("a", number) for number in range(10, 16)] + [("b", 1)]
+        answers = examples | RunInference(deployment).with_exception_handling()
+        assert [number for number, answer in zip(range(10, 17), answers, strict=True) if len(answer) != 2] == []
+        (failure,) = answers.failures
+        assert failure.example == ("a", 13)
+        assert isinstance(failure.error, errors.WorkerDied)
+        assert deployment.models().resident_bytes.sum() <= 3_000_000
+
+
+@pytest.mark.parametrize("mode", ["default", "large", "shared"])
+def test_memory_comes_back_after_evictions(mode: str) -> None:
+    keys = [f"k{number}" for number in range(4)]
+    handler = KeyedModelHandler([KeyModelMapping([key], Times(2, megabytes=40)) for key in keys])
+    with kit.deploy(handler, mode=mode, processes=2) as deployment:
+        deployment.preload(keys)
+        deployment.predict([(key, 1) for key in keys])
+        size_bytes = int(deployment.models().resident_bytes.sum())
+        full = sum(_pss_bytes(pid) for pid in deployment.stats().pid)
+        deployment.unload(keys)
+        assert deployment.models().resident_bytes.sum() == 0
+        left = sum(_pss_bytes(pid) for pid in deployment.stats().pid)
+        assert full - left >= 0.8 * size_bytes >= 0.8 * 160e6
+
+
+def _pss_bytes(pid: int) -> int:
+    memory = process_memory(pid)
+    assert memory is not None
+    assert memory.pss_bytes is not None
+    return memory.pss_bytes
