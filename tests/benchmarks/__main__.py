@@ -35,6 +35,7 @@ BENCHMARKS = {
     "switch": "switch_gap",
     "new-worker": "new_worker",
     "keyed": "keyed_in_process",
+    "keyed-deployments": "keyed_deployments",
     "model-policies": "model_policies",
     "stream": "stream_memory",
     "watch": "watch_cost",

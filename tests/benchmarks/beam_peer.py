@@ -39,6 +39,13 @@ class Identity(ModelHandler):  # type: ignore[misc]
         return [PredictionResult(example, example) for example in batch]
 
 
+class SharedIdentity(Identity):
+    """The same in a process of its own, shared by all workers."""
+
+    def share_model_across_processes(self) -> bool:
+        return True
+
+
 def run(examples: Sequence[Any], handler: Any, options: Sequence[str]) -> None:
     """Run a pipeline of examples and a handler, and wait for its end.
 
