@@ -417,3 +417,13 @@ def test_a_panel_that_is_shown_ends_with_its_deployment(runtime: Path) -> None:
     wait_for(lambda: panel.closed and "(closed)" in panel.text(), "the panel closes, and says so")
     assert deployment.snapshot().counters["answered"] == 1
     deployment.close()
+
+
+def test_models_by_key_answer_in_the_daemon_as_they_do_here(runtime: Path) -> None:
+    handler = kit.KeyedModelHandler([kit.KeyModelMapping([key], Doubling()) for key in "ab"])
+    with kit.deploy(handler, name="keyed", processes=1) as deployment:
+        examples = [("b", 1), ("a", 2), ("b", 3)]
+        assert deployment.predict(examples) == examples | RunInference(handler)
+        assert sorted(deployment.models()["state"]) == ["resident", "resident"]
+        failures = ([*examples, ("z", 1)] | RunInference(deployment).with_exception_handling()).failures
+        assert [type(failure.error) for failure in failures] == [errors.UnknownKey]
