@@ -1,4 +1,4 @@
-"""Every code slide of the talk that isn't keyed, run with the kit in Beam's place."""
+"""Every code slide of the talk, run with the kit in Beam's place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kit
-from kit import RunInference
+from kit import KeyedModelHandler, KeyModelMapping, RunInference
 from kit.handlers import PytorchModelHandlerTensor
 
 
@@ -22,11 +22,14 @@ class LinearRegression(torch.nn.Module):
 
 @pytest.fixture
 def state_dict_path(tmp_path):
+    return saved(tmp_path / "model.pt", 5.0, 0.5)
+
+
+def saved(path, weight, bias):
     model = LinearRegression()
     with torch.no_grad():
-        model.linear.weight.fill_(5.0)
-        model.linear.bias.fill_(0.5)
-    path = tmp_path / "model.pt"
+        model.linear.weight.fill_(weight)
+        model.linear.bias.fill_(bias)
     torch.save(model.state_dict(), path)
     return str(path)
 
@@ -121,3 +124,40 @@ def test_custom_model_handler_configurations(handler, mode, copies):
         hosts = (deployment.stats().role == "host").sum()
         assert hosts == (0 if mode == "default" else copies)
         assert [p.inference for p in DATA | RunInference(deployment)] == EXPECTED
+
+
+@pytest.fixture
+def mh1(state_dict_path):
+    return PytorchModelHandlerTensor(
+        model_class=LinearRegression, model_params={"input_dim": 1, "output_dim": 1}, state_dict_path=state_dict_path
+    )
+
+
+def test_one_model_is_just_a_configuration(mh1):
+    assert_right(torch.from_numpy(DATA) | RunInference(mh1))
+
+
+@pytest.mark.parametrize("mode", [None, "default", "large"])
+def test_a_model_a_key_is_just_a_configuration_too(mh1, tmp_path, mode):
+    mh2 = PytorchModelHandlerTensor(
+        model_class=LinearRegression,
+        model_params={"input_dim": 1, "output_dim": 1},
+        state_dict_path=saved(tmp_path / "model2.pt", -1.0, 0.0),
+    )
+    per_key_mhs = [KeyModelMapping(["key1", "key2", "key3"], mh1), KeyModelMapping(["foo", "bar", "baz"], mh2)]
+    mh = KeyedModelHandler(per_key_mhs)
+    pcoll = [(key, torch.tensor([10.0])) for key in ("key1", "foo", "key3", "baz", "bar", "key2")]
+
+    def check(predictions):
+        assert [key for key, _ in predictions] == [key for key, _ in pcoll]
+        assert [float(p.inference[0]) for _, p in predictions] == pytest.approx([50.5, -10, 50.5, -10, -10, 50.5])
+        assert [p.model_id for _, p in predictions][:2] == [mh1.model_id, mh2.model_id]
+
+    if mode is None:
+        transform = RunInference(mh)
+        check(pcoll | transform)
+        assert sorted(map(len, transform.models()["keys"])) == [3, 3]
+        assert list(transform.models()["loads"]) == [1, 1]  # a model for three keys, loaded once
+        return
+    with kit.deploy(mh, mode=mode, processes=2) as deployment:
+        check(pcoll | RunInference(deployment))
