@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class Snapshot:
         model_bytes: one copy of the weights, None while unknown.
         switching: a switch under way, None without.
         clients: of a named deployment, one dict a connected kernel, as the rows of its `clients()`; else None.
+        models: of a handler with models by key one dict a model, as the rows of `Deployment.models`; else empty.
+        models_budget: bytes that the handler itself lets its models take, None for no limit.
     """
 
     settings: Settings
@@ -66,6 +68,8 @@ class Snapshot:
     model_bytes: int | None
     switching: SwitchProgress | None
     clients: list[dict[str, Any]] | None = None
+    models: list[dict[str, Any]] = field(default_factory=list)
+    models_budget: int | None = None
 
     def predict_memory(self, settings: Settings) -> dict[str, int]:
         """Bytes that other settings would take, by role, judged by what is measured now.

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from kit.memory import format_bytes, memory_limit
 from widgets.html import GREY, PURPLE, ROLES, VERMILLION
-from widgets.plots import WIDTH_PX, TimePlot, marks
+from widgets.plots import WIDTH_PX, TimePlot, marks_of
 
 if TYPE_CHECKING:
     from kit.settings import Settings
@@ -101,7 +101,7 @@ class MemoryPlot(TimePlot):
             text.set(position=(x, total / 1e6), text=format_bytes(total) if total else "")
         if times:
             self.set_clock(snapshot.rows[0]["time"], snapshot.rows[-1]["time"])
-            self.mark(marks(snapshot.events, snapshot.rows[0]["time"]))
+            self.mark(marks_of(snapshot))
             self._place_words()
         return self.png()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from kit.compare_cancel import Cancel
 from kit.deployment import Deployment
 from kit.errors import InvalidSetting
 from widgets import export
+from widgets.budget import BudgetMoves
 from widgets.controller import Controller
 from widgets.given import check_deployment, check_open, is_number, rate_of, sized
 from widgets.html import error_html, error_words
@@ -23,9 +23,6 @@ from widgets.redraw import Redraw
 from widgets.view import View
 
 SAVED = "ServingPanel; without its kernel, what it showed last:"
-#: Set when the interpreter ends: the page has dropped its widgets then, and would complain of each one closed.
-_ending = threading.Event()
-atexit.register(_ending.set)
 
 
 class ServingPanel:
@@ -62,6 +59,7 @@ class ServingPanel:
         self._view.root.observe(self._viewed, "_view_count")
         self._controller = Controller(self._tick, self._report)
         self._redraw = Redraw(self._view, self._load, float(seconds), self._controller.busy)
+        self._budget = BudgetMoves(self._post, self._controller.busy, self.set_budget)
         self._load.join()
         self._forget = deployment.at_close(self.close)
         self._redraw.draw(deployment)
@@ -85,6 +83,10 @@ class ServingPanel:
     def apply(self) -> Future[Any]:
         """Switch to what is chosen."""
         return self._post("switch", self._apply, job="switch")
+
+    def set_budget(self, budget: int | float | str) -> Future[Any]:
+        """Switch to another memory budget, such as "200MB"; "none" takes it away."""
+        return self._post("budget", lambda: self._served_one().switch(memory_budget=budget), job="switch")
 
     def cancel(self) -> Future[Any]:
         """Cancel the switch under way; resolves to False when there is none, or when it has taken over already."""
@@ -184,8 +186,7 @@ class ServingPanel:
         self._load.leave()
         self._controller.close()
         self._redraw.end(self._deployment())
-        if not _ending.is_set():
-            self._view.close()
+        self._view.close()
 
     # ---- actions, in the controller's threads ----------------------------------------------------------
 
@@ -275,6 +276,9 @@ class ServingPanel:
     def _chosen(self) -> None:
         self._post("choose", lambda: None)  # the redraw that follows shows it
 
+    def _budget_moved(self, budget: int) -> None:
+        self._budget.to(budget)
+
     def _rate_changed(self) -> None:
         if self._load.running:
             self._post("rate", lambda: self._load.start(self._examples_now(), rate_of(self._view.rate.value)))
@@ -295,4 +299,5 @@ class ServingPanel:
         self._redraw.look()
 
     def _tick(self) -> None:
+        self._budget.follow()
         self._redraw.tick(self._deployment())

@@ -32,7 +32,7 @@ CLOCK_PX = 75
 #: Events closer than this share a mark, seconds.
 TOGETHER_S = 2.0
 #: Which event of several names their mark.
-_WEIGHT = {"death": 6, "switch": 5, "update": 5, "evict": 4, "eviction": 4, "timeout": 3, "warning": 3, "start": 2}
+_WEIGHT = {"death": 6, "switch": 5, "update": 5, "resize": 5, "evict": 4, "timeout": 3, "warning": 3, "start": 2}
 
 
 class Mark(NamedTuple):
@@ -55,6 +55,12 @@ def marks(events: Sequence[Event], since: float) -> list[Mark]:
     return [_mark(group) for group in found]
 
 
+def marks_of(snapshot: Snapshot) -> list[Mark]:
+    """The marks within a snapshot's seconds; models by key come and go in a timeline of their own."""
+    own = {"load", "evict"} if snapshot.models else set()
+    return marks([event for event in snapshot.events if event.kind not in own], snapshot.rows[0]["time"])
+
+
 def _mark(group: list[Event]) -> Mark:
     top = max(group, key=lambda event: _WEIGHT.get(event.kind, 1))
     label = _label(top)
@@ -72,6 +78,8 @@ def _label(event: Event) -> str:
     if event.kind == "switch":
         before, _, after = words.partition(" → ")
         return words if before != after else f"switch ({after})"
+    if event.kind == "resize":
+        return f"budget {words.rpartition(' → ')[2]}"
     if event.kind == "death":
         return " ".join(words.split()[:2]) + (" killed" if "on purpose" in words else " died")
     if event.kind == "load":
@@ -199,7 +207,7 @@ class ThroughputPlot(TimePlot):
         self.latency.set_ylim(0, _top(p99))
         if times:
             self.set_clock(times[0], times[-1])
-            self.mark(marks(snapshot.events, times[0]))
+            self.mark(marks_of(snapshot))
         return self.png()
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from kit.deployment import Deployment
 from kit.errors import KitError
 from kit.memory import format_bytes
-from widgets import export, kernels
+from widgets import export, kernels, model_rows
 from widgets.load import SharedLoad
+from widgets.model_log import ModelLog
 from widgets.twin import Twin
 from widgets.view import View
 
@@ -47,6 +48,7 @@ class Redraw:
         self._view = view
         self._load = load
         self._seconds = seconds
+        self._models = ModelLog(seconds)
         self._busy = busy
         self._served: tuple[Any, ...] = ()
         self._drawn: tuple[Any, ...] | None = None
@@ -66,7 +68,7 @@ class Redraw:
         return self._view.text(self._last, self._failed_at_close)
 
     def png(self) -> bytes:
-        """Throughput and memory as drawn last, one PNG."""
+        """The plots as drawn last, one PNG."""
         return self._view.png(self._last) if self._last is not None else b""
 
     # ---- when to draw ----------------------------------------------------------------------------
@@ -101,7 +103,8 @@ class Redraw:
 
     def draw(self, deployment: Deployment, only_changes: bool = False) -> None:
         """Bring the view up to date; with `only_changes`, when there is anything new."""
-        snapshot = deployment.snapshot(self._seconds)
+        snapshot = model_rows.with_models(deployment.snapshot(self._seconds), deployment)
+        self._models.note(time.time(), snapshot.models)
         served = (snapshot.settings, tuple(sorted(snapshot.batching.items(), key=lambda item: item[0])))
         if served != self._served:
             self._served = served
@@ -117,7 +120,7 @@ class Redraw:
             predicted = snapshot.predict_memory(chosen) if chosen is not None else None
             self._view.hint.value = f'<div role="status">{words}</div>' if words else ""
             self._view.apply.disabled = not wanted or snapshot.switching is not None
-            self._view.draw(snapshot, chosen, predicted, self._load)
+            self._view.draw(snapshot, chosen, predicted, self._load, self._models)
             self._view.show_errors(self.errors)
             self._draw_progress()
             self._twin_due = True
@@ -133,12 +136,14 @@ class Redraw:
         if deployment is not None and last is not None:
             snapshot = deployment.snapshot(self._seconds)
             if snapshot.closed and snapshot.settings == last.settings:
-                snapshot = dataclasses.replace(snapshot, processes=last.processes)
+                snapshot = dataclasses.replace(
+                    snapshot, processes=last.processes, models=last.models, models_budget=last.models_budget
+                )
             if snapshot.closed:
                 # Between the last look and the end: what waited then has failed.
                 self._failed_at_close = snapshot.counters["failed"] - last.counters["failed"]
             self._last = snapshot
-            self._view.draw(snapshot, None, None, self._load)
+            self._view.draw(snapshot, None, None, self._load, self._models)
         self.twin.update(self.text(), self.png())
 
     def _memory_of(self, snapshot: Snapshot) -> int:
@@ -197,4 +202,5 @@ def _changing(snapshot: Snapshot) -> tuple[Any, ...]:
         under_way and (under_way.step, under_way.ready, round(under_way.seconds)),
         snapshot.closed,
         kernels.changing(snapshot),
+        hash(tuple((row["state"], row.get("loads"), row.get("evictions")) for row in snapshot.models)),
     )

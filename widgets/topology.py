@@ -5,6 +5,8 @@
     medium    n such boxes
     shared    one weights segment, dashed lines to every process
 
+With models by key a manager stands in a copy's place, and its slots fill and empty (slots.py).
+
 Text takes the page's colour; a box is the bluer the busier its process was in the last 2 s, and says so too.
 """
 
@@ -15,6 +17,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from kit.memory import format_bytes
+from widgets import model_rows, slots
 from widgets.html import BLUE, GREEN, GREY, ORANGE, shortened
 
 if TYPE_CHECKING:
@@ -35,8 +38,13 @@ def text(snapshot: Snapshot) -> str:
     for row in _serving(snapshot):
         threads = f", {settings.threads} thread{'s' * (settings.threads > 1)}" if row["role"] == "worker" else ""
         holds = "" if not _holds(row) else f", holds a copy of the model ({_weights(row)})"
+        if snapshot.models and holds:
+            holds = f", holds {slots.words(_models_in(snapshot, row), None)}"
         lines.append(f"  {row['role']} {row['index']}: pid {row['pid']}, {_size(row)}{threads}, {_busy(row)}{holds}")
-    if settings.mode == "shared" and snapshot.processes:
+    if settings.mode == "shared" and snapshot.models:
+        held = model_rows.held_by(snapshot.models, "all workers")
+        lines.append(f"  mapped by every worker: {slots.words(held, model_rows.budget_of(snapshot))}")
+    elif settings.mode == "shared" and snapshot.processes:
         lines.append(f"  weights segment: {_segment_size(snapshot)}, one copy, mapped by every worker")
     return "\n".join(lines)
 
@@ -47,13 +55,15 @@ def draw(snapshot: Snapshot) -> str:
     hosts = _of_role(snapshot, "host")
     settings = snapshot.settings
     inside = settings.mode == "default"
-    height = 128 if inside else 84
+    more = slots.HEIGHT - 26 if snapshot.models else 0  # the words beneath the slots
+    height = 128 + more if inside else 84
+    host_height = 92 + more
     parts: list[str] = []
     places = _places(len(workers), 34, height)
     bottom = places[-1][1] + height if places else 60
     centres = [(x + BOX_W / 2, y + height) for x, y in places]
     for row, (x, y) in zip(workers, places, strict=False):
-        parts.append(_process(row, x, y, height, settings.threads))
+        parts.append(_process(snapshot, row, x, y, height))
     if len(workers) > MOST:
         bottom += 18
         parts.append(_label(WIDTH / 2, bottom - 4, f"… and {len(workers) - MOST} more processes", middle=True))
@@ -62,14 +72,14 @@ def draw(snapshot: Snapshot) -> str:
         parts.append(_segment(snapshot, below))
         links = [(centre, (min(max(centre[0], 130), WIDTH - 130), below)) for centre in centres]
         parts[:0] = [_link(a, b, dashed=True) for a, b in links]
-        bottom = below + 46
+        bottom = below + (64 if snapshot.models else 46)
     elif hosts:
-        spots = _places(len(hosts), below, 92)
+        spots = _places(len(hosts), below, host_height)
         for row, (x, y) in zip(hosts, spots, strict=False):
-            parts.append(_process(row, x, y, 92, 0))
+            parts.append(_process(snapshot, row, x, y, host_height))
         ends = [(x + BOX_W / 2, y) for x, y in spots]
         parts[:0] = [_link(a, b) for a in centres for b in ends]
-        bottom = spots[-1][1] + 92
+        bottom = spots[-1][1] + host_height
         if len(hosts) > MOST:
             bottom += 18
             parts.append(_label(WIDTH / 2, bottom - 4, f"… and {len(hosts) - MOST} more model hosts", middle=True))
@@ -97,10 +107,11 @@ def _svg(snapshot: Snapshot, parts: Sequence[str], height: float) -> str:
     )
 
 
-def _process(row: Row, x: float, y: float, height: float, threads: int) -> str:
+def _process(snapshot: Snapshot, row: Row, x: float, y: float, height: float) -> str:
     share = row.get("busy_share")
     busy = share if share is not None and share == share else 0.0
     model = row["role"] == "host"
+    threads = 0 if model else snapshot.settings.threads
     parts = [
         f'<g class="kit-process kit-{row["role"]}" data-pid="{row["pid"]}">'
         f'<rect x="{x}" y="{y}" width="{BOX_W}" height="{height}" rx="6" fill="{BLUE}" '
@@ -112,13 +123,17 @@ def _process(row: Row, x: float, y: float, height: float, threads: int) -> str:
     parts.append(_label(x + 8, y + 34, f"{_size(row)} · {_busy(row)}"))
     if threads:
         parts.append(_threads(x, y + 40, threads, arrows=_holds(row)))
-    if _holds(row):
+    if _holds(row) and snapshot.models:
+        held, alone = _models_in(snapshot, row), snapshot.settings.copies == 1
+        budget = model_rows.budget_of(snapshot) if alone else None
+        parts.append(slots.draw(held, _room(snapshot), budget, x + 8, y + height - 8 - slots.HEIGHT, BOX_W - 16))
+    elif _holds(row):
         parts.append(_model(row, x + 8, y + height - 34))
     return "".join([*parts, "</g>"])
 
 
 def _model(row: Row, x: float, y: float) -> str:
-    """The model inside a box. A manager of several models (one a key) would draw its slots here instead."""
+    """The model inside a box."""
     width = BOX_W - 16
     return (
         f'<rect class="kit-model" x="{x}" y="{y}" width="{width}" height="26" rx="4" fill="{GREEN}" '
@@ -141,6 +156,9 @@ def _threads(x: float, y: float, count: int, *, arrows: bool) -> str:
 
 
 def _segment(snapshot: Snapshot, y: float) -> str:
+    if snapshot.models:
+        held, budget = model_rows.held_by(snapshot.models, "all workers"), model_rows.budget_of(snapshot)
+        return f'<g class="kit-segment">{slots.draw(held, _room(snapshot), budget, 60, y, WIDTH - 120)}</g>'
     words = f"weights segment: {_segment_size(snapshot)}, one read-only copy, mapped by every process"
     return (
         f'<rect class="kit-segment" x="60" y="{y}" width="{WIDTH - 120}" height="40" rx="4" fill="{ORANGE}" '
@@ -181,6 +199,8 @@ def _title(snapshot: Snapshot) -> str:
     settings = snapshot.settings
     state = " (closed)" if snapshot.closed else ""
     copies = f"{settings.copies} cop{'y' if settings.copies == 1 else 'ies'} of the model"
+    if snapshot.models:
+        copies = model_rows.loaded(snapshot)
     name = shortened((snapshot.model_id or snapshot.handler_name).rstrip("/").rsplit("/", 1)[-1], 28)
     return (
         f"mode {settings.mode}{state}: {settings.processes} process{'es' * (settings.processes > 1)} × "
@@ -190,6 +210,17 @@ def _title(snapshot: Snapshot) -> str:
 
 def _of_role(snapshot: Snapshot, role: str) -> list[Row]:
     return sorted((row for row in snapshot.processes if row["role"] == role), key=lambda row: row["index"])
+
+
+def _models_in(snapshot: Snapshot, row: Row) -> list[Row]:
+    return model_rows.held_by(snapshot.models, f"{row['role']} {row['index']}")
+
+
+def _room(snapshot: Snapshot) -> float:
+    """Bytes that the width of a box stands for: its share of the budget, or more where one holds more."""
+    homes = [_models_in(snapshot, row) for row in _serving(snapshot)]
+    most = max((sum(map(model_rows.size, held)) for held in homes), default=0)
+    return max((model_rows.budget_of(snapshot) or 0) / snapshot.settings.copies, most)
 
 
 def _serving(snapshot: Snapshot) -> list[Row]:

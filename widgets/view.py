@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
 from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ipywidgets as widgets
 
-from widgets import answers, kernels, topology
+from widgets import answers, kernels, model_rows, topology
 from widgets.compare_tab import CompareTab
 from widgets.controls import Controls
 from widgets.html import PURPLE, ROLES, facts
 from widgets.legend import legend
 from widgets.memory_plot import MemoryPlot, memory_facts
+from widgets.model_log import ModelLog
+from widgets.models_view import ModelsView
 from widgets.plots import LINES, ThroughputPlot, throughput_facts
 from widgets.progress import Progress
 from widgets.twin import HIDE, stitched
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     from kit.settings import Settings
     from kit.snapshot import Snapshot
     from widgets.load import SharedLoad
+
+#: Set when the interpreter ends: the page has dropped its widgets then, and would complain of each one closed.
+_ending = threading.Event()
+atexit.register(_ending.set)
 
 _WRAP = {"flex_flow": "row wrap", "align_items": "center"}
 
@@ -41,6 +49,7 @@ class Actions(Protocol):
     def cancel_race(self) -> object: ...
     def dismiss_errors(self) -> object: ...
     def _chosen(self) -> None: ...
+    def _budget_moved(self, budget: int) -> None: ...
     def _rate_changed(self) -> None: ...
 
 
@@ -70,6 +79,7 @@ class View:
         self.failed = _html("kit-failed")
         self.memory, self.throughput = _image("kit-memory"), _image("kit-throughput")
         self.memory_facts, self.throughput_facts = _html("kit-memory-text"), _html("kit-throughput-text")
+        self.models = ModelsView(actions._budget_moved)
         self.answers = _html("kit-answers")
         self.errors = _html("kit-errors")
         self.dismiss = _button("Dismiss errors", lambda: actions.dismiss_errors())
@@ -93,6 +103,7 @@ class View:
                 widgets.HBox([self.kill_worker, self.kill_host, self.failed], layout=_WRAP),
                 widgets.HBox([self.throughput, self.throughput_facts], layout=_WRAP),
                 widgets.HBox([self.memory, self.memory_facts], layout=_WRAP),
+                self.models.box,
                 self.answers,
             ]
         )
@@ -113,6 +124,7 @@ class View:
         chosen: Settings | None,
         predicted: Mapping[str, int] | None,
         load: SharedLoad,
+        log: ModelLog,
     ) -> None:
         """Bring the Live tab up to date."""
         self.topology.value = kernels.draw(snapshot) + topology.draw(snapshot)
@@ -121,6 +133,7 @@ class View:
         pairs, colours = memory_facts(snapshot, predicted)
         self.memory_facts.value = facts(pairs, colours)
         self.throughput_facts.value = facts(throughput_facts(snapshot), LINES)
+        self.models.draw(snapshot, log)
         self.answers.value = answers.draw(snapshot)
         self.failed.value = answers.failed(snapshot)
         self.draw_load(load)
@@ -175,17 +188,21 @@ class View:
         marks = [f"  {event}" for event in snapshot.events if event.kind in ("switch", "update", "death")][-6:]
         happened = ["what happened:", *marks] if marks else []
         who = [kernels.text(snapshot)] if snapshot.clients is not None else []
-        return "\n".join([*who, topology.text(snapshot), failed, *numbers, *happened, answers.text(snapshot)])
+        models = [words] if (words := model_rows.text(snapshot)) else []
+        parts = [*who, topology.text(snapshot), failed, *numbers, *models, *happened, answers.text(snapshot)]
+        return "\n".join(parts)
 
     def png(self, snapshot: Snapshot) -> bytes:
-        """Both plots as drawn last, each below its legend."""
+        """The plots as drawn last, throughput and memory each below its legend."""
         layers = dict(ROLES.values()) | ({"on the GPU": PURPLE} if self.memory_plot.gpu is not None else {})
         strips = [legend(tuple(names.items())) for names in (LINES, layers)]
-        return stitched([strips[0], self.throughput.value, strips[1], self.memory.value])
+        timeline = [self.models.timeline.value] if self.models.shown else []
+        return stitched([strips[0], self.throughput.value, strips[1], self.memory.value, *timeline])
 
     def close(self) -> None:
         """Take everything off the page."""
-        _close(self.root)
+        if not _ending.is_set():
+            _close(self.root)
 
 
 def _close(widget: Any) -> None:

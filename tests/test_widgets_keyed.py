@@ -1,0 +1,307 @@
+"""The panel's view of models by key: pictures from made-up snapshots, and panels on real deployments."""
+
+from __future__ import annotations
+
+import io
+import threading
+import xml.etree.ElementTree
+from concurrent.futures import Future
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kit
+from kit.metrics import Event
+from kit.settings import Settings
+from tests.models import Doubling
+from tests.test_widgets_pictures import row as process
+from tests.test_widgets_pictures import second, snapshot  # noqa: F401 - a fixture
+from widgets import model_rows, model_table, slots, topology
+from widgets.budget import BudgetMoves
+from widgets.model_log import ModelLog
+from widgets.model_timeline import ModelTimeline
+from widgets.models_view import ModelsView, bounds
+from widgets.plots import marks_of
+
+
+def model(*keys, state="resident", **more):
+    about = {"keys": list(keys), "state": state, "size_bytes": 91_000_000, "hits": 3, "requests": 4, "loads": 1}
+    figures = {"evictions": 0, "load_s": 0.4, "load_total_s": 0.4, "idle_s": 2.0, "score": 1.0, "in_use": 0}
+    row = {
+        **about,
+        **figures,
+        "pinned": False,
+        "error": None,
+        "where": "worker 0" if state == "resident" else "",
+        **more,
+    }
+    copies = len(model_rows.homes(row)) if state == "resident" else 0
+    return {**row, "copies": copies, "resident_bytes": copies * row["size_bytes"]}
+
+
+def never_asked(*keys):
+    """As a deployment tells of a model that no example came for."""
+    nan = float("nan")
+    row = {"keys": list(keys), "state": "evicted", "loads": 0, "size_bytes": nan, "score": nan, "hits": nan}
+    return {**row, "where": "", "copies": 0, "resident_bytes": 0}
+
+
+FOUR = [
+    model("tweets"),
+    model("films", score=3.0),
+    model("reviews", state="loading", score=2.0),
+    never_asked("editorials"),
+]
+MANY = [model(f"shop {n}", state="resident" if n < 30 else "evicted", score=1000.0 - n) for n in range(1000)]
+
+
+def keyed(snapshot, models, mode="default", budget="400MB", processes=2):  # noqa: F811
+    rows = [process(index, mode=mode) for index in range(processes)]
+    if mode == "large":
+        rows.append(process(0, "host", mode, pid=7))
+    settings = Settings.make(Doubling(), mode, processes, memory_budget=budget)
+    return replace(snapshot, settings=settings, processes=rows, models=models)
+
+
+def at(models, where):
+    return [{**one, "where": where if one["state"] == "resident" else ""} for one in models]
+
+
+# ---- pictures --------------------------------------------------------------------------------
+
+
+def slots_of(picture):
+    """For each process of a picture, and the segment, what its slots hold."""
+    root = xml.etree.ElementTree.fromstring(picture)
+    boxes = [one for one in root.iter() if one.get("class", "").startswith(("kit-process", "kit-segment"))]
+    held = [[slot for slot in box.iter() if slot.get("class") == "kit-slot"] for box in boxes]
+    return [[next(iter(slot)).text.split(":")[0] for slot in found] for found in held]
+
+
+def test_each_box_has_slots_that_fill_and_empty(snapshot):  # noqa: F811
+    found = keyed(snapshot, [*FOUR, model("news", where="worker 1"), model("mail", where="worker 0, worker 1")])
+    picture = topology.draw(found)
+    assert slots_of(picture) == [["films", "mail", "tweets"], ["mail", "news"]]
+    assert 'class="kit-model"' not in picture
+    assert "6 models by key, 4 loaded: 455 of 400 MB" in picture
+    words = topology.text(found)
+    assert "worker 0: pid 1000, 200 MB, 1 thread, busy 50%, holds 3 models, 273 MB" in words
+    assert "holds 2 models, 182 MB" in words
+    gone = [{**one, "state": "evicted", "where": ""} for one in FOUR]
+    assert slots_of(topology.draw(keyed(snapshot, gone))) == [[], []]
+
+
+def test_the_slots_are_where_the_models_are(snapshot):  # noqa: F811
+    large = topology.draw(keyed(snapshot, at(FOUR, "host 0"), "large"))
+    assert slots_of(large) == [[], [], ["films", "tweets"]]
+    assert "2 models, 182 of 400 MB" in large
+    shared = keyed(snapshot, at(FOUR, "all workers"), "shared")
+    assert slots_of(topology.draw(shared)) == [[], [], ["films", "tweets"]]
+    assert "mapped by every worker: 2 models, 182 of 400 MB" in topology.text(shared)
+
+
+def test_slots_are_as_wide_as_their_models_and_stay_in_their_box(snapshot):  # noqa: F811
+    rows = [model("a"), model("b", size_bytes=182_000_000), model("c", where="worker 1")]
+    root = xml.etree.ElementTree.fromstring(topology.draw(keyed(snapshot, rows, budget="200MB")))
+    boxes = {}
+    for box in root.iter():
+        if box.get("class", "").startswith("kit-process"):
+            frame = next(iter(box))
+            slots = [slot.find("{http://www.w3.org/2000/svg}rect") for slot in box if slot.get("class") == "kit-slot"]
+            boxes[box.get("data-pid")] = [float(slot.get("width")) for slot in slots]
+            right = float(frame.get("x")) + float(frame.get("width"))
+            assert all(float(slot.get("x")) + float(slot.get("width")) <= right for slot in slots)
+    [[a, b], [c]] = boxes.values()
+    assert a == c
+    assert b == pytest.approx(2 * a, abs=2)
+
+
+def test_without_models_by_key_nothing_of_it_is_shown(snapshot):  # noqa: F811
+    assert "kit-slot" not in topology.draw(snapshot)
+    assert model_rows.text(snapshot) == ""
+    view = ModelsView(lambda size: None)
+    view.draw(snapshot, ModelLog(60))
+    assert view.box.layout.display == "none"
+    view.draw(keyed(snapshot, FOUR), ModelLog(60))
+    assert view.box.layout.display == ""
+    view.draw(snapshot, ModelLog(60))
+    assert view.box.layout.display == "none"
+
+
+def test_many_models_stay_a_picture_and_the_others_are_counted(snapshot):  # noqa: F811
+    found = keyed(snapshot, MANY, budget="3GB")
+    [first, _] = slots_of(topology.draw(found))
+    assert len(first) == slots.MOST
+    assert first[-1] == "7 more"
+    assert len(topology.draw(found)) < 30_000
+    table = model_table.draw(found)
+    assert table.count('scope="row"') == model_rows.SHOWN
+    assert "and 980 more: 10 resident, 970 evicted" in table
+    assert len(table) < 30_000
+    assert model_rows.text(found).count("\n") == model_rows.SHOWN + 1
+    log = ModelLog(60)
+    log.note(1000.0, MANY)
+    view = ModelsView(lambda size: None)
+    view.draw(found, log)
+    assert Image.open(io.BytesIO(view.timeline.value)).height < 450
+
+
+def test_the_table_is_sorted_by_score_and_escaped(snapshot):  # noqa: F811
+    rows = [*FOUR, model("<b>&", state="failed", error='no "file"', score=5.0)]
+    table = model_table.draw(keyed(snapshot, rows))
+    order = [table.index(name) for name in ("&lt;b&gt;&amp;", "films", "reviews", "tweets", "editorials")]
+    assert order == sorted(order)
+    assert "<b>&" not in table
+    assert "no &quot;file&quot;" in table
+    assert "<b>&" not in topology.draw(keyed(snapshot, [model("<b>&")]))
+    assert model_rows.name(model("key1", "key2", "foo", "bar", "baz")) == "key1, key2, foo +2"
+
+
+def test_the_numbers_beside_the_timeline(snapshot):  # noqa: F811
+    found = dict(model_rows.facts(keyed(snapshot, FOUR)))
+    assert found["resident"] == "2"
+    assert found["loading"] == "1"
+    assert found["evicted"] == "1"
+    assert found["loaded bytes"] == "182 MB"
+    assert found["budget"] == "400 MB"
+    assert found["found loaded"] == "75%"
+    assert found["loads"] == "3"
+    unlimited = keyed(snapshot, FOUR, budget=None)
+    assert dict(model_rows.facts(unlimited))["budget"] == "none"
+    assert dict(model_rows.facts(replace(unlimited, models_budget=200_000_000)))["budget"] == "200 MB"
+
+
+# ---- the timeline ----------------------------------------------------------------------------
+
+
+def test_states_become_spans():
+    log, states = ModelLog(60), ["evicted", "evicted", "loading", "resident", "resident", "evicted"]
+    loads = [0, 0, 0, 1, 1, 1]
+    for at, (state, count) in enumerate(zip(states, loads, strict=True)):
+        log.note(100.0 + at, [model("films", state=state, loads=count, evictions=int(at == 5))])
+    expected = [(100, 102, "evicted"), (102, 103, "loading"), (103, 105, "resident"), (105, 105, "evicted")]
+    assert log.spans(model("films")) == expected
+    assert log.spans(model("other")) == []
+
+
+def test_loads_between_two_looks_are_seen_by_their_count():
+    log = ModelLog(60)
+    log.note(100.0, [model("a", state="evicted", loads=0), model("b", loads=1), model("c", state="evicted", loads=1)])
+    now = [
+        model("a", loads=1, load_s=0.25),
+        model("b", loads=2, evictions=1, load_s=0.25),
+        model("c", state="evicted", loads=2, evictions=1, load_s=0.25),
+        model("d", loads=1, load_s=0.25),
+    ]
+    log.note(101.0, now)
+    a, b, c, d = map(log.spans, now)
+    assert a == [(100, 100.75, "evicted"), (100.75, 101, "loading"), (101, 101, "resident")]
+    assert [span.state for span in b] == ["resident", "evicted", "loading", "resident"]
+    assert [span.state for span in c] == ["evicted", "loading", "resident", "evicted"]
+    assert [span.state for span in d] == ["evicted", "loading", "resident"]
+    for spans in (a, b, c, d):
+        assert all(0 <= span.end - span.start <= 1 for span in spans)
+
+
+def test_nothing_is_said_of_a_time_without_a_look():
+    log = ModelLog(1000)
+    log.note(100.0, [model("a")])
+    log.note(101.0, [model("a")])
+    log.note(160.0, [model("a", state="evicted", evictions=1), model("new")])
+    log.note(161.0, [model("a", state="evicted", evictions=1), model("new")])
+    assert log.spans(model("a")) == [(100, 101, "resident"), (160, 161, "evicted")]
+    assert log.spans(model("new")) == [(160, 161, "resident")]
+
+
+def test_old_states_are_forgotten():
+    log = ModelLog(10)
+    for at in range(400):
+        log.note(float(at), [model("a", state="resident" if at % 2 else "evicted", loads=(at + 1) // 2, load_s=0.0)])
+    spans = log.spans(model("a"))
+    assert len(spans) < 30
+    assert spans[-1].end == 399
+    assert spans[0].end >= 389
+
+
+def test_the_timeline_shows_each_state_in_its_row(snapshot):  # noqa: F811
+    rows = replace(keyed(snapshot, FOUR), rows=[second(at) for at in range(1000, 1061)])
+    plot = ModelTimeline(2)
+    empty = plot.draw(rows, [("films", []), ("tweets", [])])
+    log = ModelLog(60)
+    log.note(1000.0, [model("films"), model("tweets", state="evicted")])
+    log.note(1060.0, [model("films"), model("tweets", state="evicted")])
+    spans = [("films", [(1000.0, 1060.0, "resident")]), ("tweets", [(1000.0, 1030.0, "evicted")])]
+    pictures = [plot.draw(rows, [(name, list(map(_span, found))) for name, found in spans]) for _ in range(2)]
+    assert pictures[0] == pictures[1] != empty
+    pixels = np.asarray(Image.open(io.BytesIO(pictures[0])))
+    green = (abs(pixels[:, :, :3].astype(int) - (0x00, 0x9E, 0x73)).sum(axis=2) < 12) & (pixels[:, :, 3] > 200)
+    assert 10 <= green.any(axis=1).sum() <= 17  # one row, as thick as a resident model's
+    assert green.any(axis=0).sum() > 500  # all the time
+    assert pixels[0, 0, 3] == 0
+
+
+def _span(parts):
+    from widgets.model_log import Span
+
+    return Span(*parts)
+
+
+def test_models_that_come_and_go_leave_no_marks_but_budgets_do(snapshot):  # noqa: F811
+    events = [
+        Event(1001.0, "load", "'films' at worker 0: 91 MB in 0.05 s"),
+        Event(1010.0, "evict", "'films' from worker 0: 91 MB"),
+        Event(1020.0, "resize", "memory budget 400 MB → 200 MB"),
+    ]
+    found = replace(keyed(snapshot, FOUR), rows=[second(at) for at in range(1000, 1061)], events=events)
+    assert [mark.label for mark in marks_of(found)] == ["budget 200 MB"]
+    assert len(marks_of(replace(found, models=[]))) == 3
+
+
+# ---- the slider ------------------------------------------------------------------------------
+
+
+def test_the_slider_offers_budgets_from_one_model_a_manager_to_all(snapshot):  # noqa: F811
+    low, high = bounds(keyed(snapshot, FOUR, budget=None))
+    assert low == 91
+    assert high == pytest.approx(4 * 91 * 1.05)
+    assert bounds(keyed(snapshot, FOUR, budget="50MB"))[0] == 50
+    assert bounds(keyed(snapshot, FOUR, budget="2GB"))[1] == 2000
+    low, high = bounds(keyed(snapshot, [never_asked("a")], budget=None))
+    assert low < high
+
+
+def test_the_slider_follows_what_is_served_and_reports_what_a_user_moves(snapshot):  # noqa: F811
+    moved = []
+    view = ModelsView(moved.append)
+    for budget in ("200MB", "380MB", None, "250MB", "3GB", "190MB"):
+        view.draw(keyed(snapshot, FOUR, budget=budget), ModelLog(60))
+        if budget is not None:
+            assert view.slider.value * 1e6 == kit.settings.parse_bytes(budget)
+        assert view.slider.min <= view.slider.value <= view.slider.max
+    assert moved == []
+    assert "182 of 190 MB loaded" in view.words.value
+    view.slider.value = 300
+    assert moved == [300_000_000]
+
+
+def test_while_a_switch_is_under_way_the_latest_budget_waits():
+    posted, set_to, busy = [], [], threading.Event()
+
+    def post(what, action):
+        posted.append(action)
+        return Future()
+
+    moves = BudgetMoves(post, lambda job: busy.is_set(), set_to.append)
+    busy.set()
+    for budget in (1, 2, 3):
+        moves.to(budget)
+    for action in posted:
+        action()
+    moves.follow()
+    assert set_to == []
+    busy.clear()
+    moves.follow()
+    moves.follow()
+    assert set_to == [3]

@@ -1,0 +1,91 @@
+"""What became of each model over the last seconds, as seen by looking once a second."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+from widgets.model_rows import Row, figure, identity
+
+#: After a longer time without a look nothing is known of what was between.
+BLIND_S = 5.0
+#: Changes kept of a model; older ones are forgotten.
+MOST_CHANGES = 500
+
+
+class Span(NamedTuple):
+    """A model was in a state from `start` to `end`, seconds since the epoch."""
+
+    start: float
+    end: float
+    state: str
+
+
+class ModelLog:
+    """Remembers the states of models.
+
+    Loads and evictions between two looks are told by the counters of a model; when exactly they were isn't known.
+
+    Args:
+        seconds: how far back.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._changes: dict[Hashable, deque[tuple[float, str]]] = {}
+        self._counts: dict[Hashable, tuple[int, int]] = {}
+        self._looked: float | None = None
+
+    def note(self, now: float, rows: Sequence[Row]) -> None:
+        """Remember how all models are at `now`, seconds since the epoch."""
+        before = self._looked
+        blind = before is not None and now - before > BLIND_S
+        for row in rows:
+            key, state = identity(row), row["state"]
+            changes = self._changes.get(key)
+            counts = int(figure(row, "loads")), int(figure(row, "evictions"))
+            if changes is None:
+                changes = self._changes[key] = deque(maxlen=MOST_CHANGES)
+                if before is None or blind:
+                    changes.append((now, state))
+                else:
+                    changes.append((before, "evicted"))
+                    self._between(changes, before, now, row, (0, 0), counts)
+            elif blind and before is not None:
+                changes += [(before, ""), (now, state)]
+            elif before is not None:
+                self._between(changes, before, now, row, self._counts[key], counts)
+            self._counts[key] = counts
+            while len(changes) > 1 and changes[1][0] < now - self._seconds:
+                changes.popleft()
+        self._looked = now
+
+    def _between(
+        self,
+        changes: deque[tuple[float, str]],
+        before: float,
+        now: float,
+        row: Row,
+        old: tuple[int, int],
+        new: tuple[int, int],
+    ) -> None:
+        was, state = changes[-1][1], row["state"]
+        loaded, evicted = new[0] > old[0], new[1] > old[1]
+        took = min(figure(row, "load_s"), (now - before) / 2)
+        if loaded and was != "loading":
+            # Where it was loaded, evicted and loaded again, one of the rounds is shown.
+            began = now - took if state == "resident" else before
+            if was == "resident" and evicted:
+                changes.append((before, "evicted"))
+            changes.append((began, "loading"))
+        if loaded and state not in ("resident", "loading"):
+            changes.append((max(changes[-1][0], before) + took, "resident"))
+        if changes[-1][1] != state:
+            changes.append((now, state))
+
+    def spans(self, row: Row) -> list[Span]:
+        """The states of a model, oldest first, up to the last look."""
+        changes = list(self._changes.get(identity(row), ()))
+        ends = [*(time for time, _ in changes[1:]), self._looked or 0.0]
+        return [Span(start, end, state) for (start, state), end in zip(changes, ends, strict=False) if state]

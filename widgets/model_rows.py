@@ -1,0 +1,141 @@
+"""Models by key as a panel shows them: their names, their counts, and where they live."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kit.memory import format_bytes
+from widgets.html import GREEN, GREY, ORANGE, SKY, VERMILLION, shortened
+
+if TYPE_CHECKING:
+    from kit.deployment import Deployment
+    from kit.snapshot import Snapshot
+
+Row = dict[str, Any]
+
+#: Models that are drawn and listed; the others are counted.
+SHOWN = 20
+#: State -> its colour, in the order in which counts are told.
+STATES = {"resident": GREEN, "loading": ORANGE, "host tier": SKY, "evicted": GREY, "failed": VERMILLION}
+
+
+def with_models(snapshot: Snapshot, deployment: Deployment) -> Snapshot:
+    """The snapshot with the models by key of its deployment, as it is without any."""
+    handler = deployment.handler
+    if getattr(handler, "routes", None) is None or snapshot.closed:
+        return snapshot
+    table = deployment.models()
+    if "keys" not in table:
+        return snapshot
+    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    return dataclasses.replace(snapshot, models=rows, models_budget=getattr(handler, "memory_budget", None))
+
+
+def identity(row: Row) -> Hashable:
+    """What tells a model from the others, from one look to the next."""
+    return tuple(row["keys"][:1])  # more may come with time
+
+
+def name(row: Row, most: int = 24) -> str:
+    """A model by its keys, in a line."""
+    keys = list(row["keys"])
+    words = ", ".join(map(str, keys[:3]))
+    return shortened(words, most) if len(keys) <= 3 else f"{shortened(words, most - 8)} +{len(keys) - 3}"
+
+
+def by_score(rows: Sequence[Row]) -> list[Row]:
+    """Those that are kept longest first; those that were never asked for last."""
+    return sorted(rows, key=lambda row: (-figure(row, "score"), -figure(row, "hits"), name(row)))
+
+
+def counted(rows: Sequence[Row]) -> str:
+    """How many are in which state: "3 resident, 1 loading, 196 evicted"."""
+    found = Counter(row["state"] for row in rows)
+    return ", ".join(
+        f"{found[state]:,} {state}" for state in (*STATES, *sorted(set(found) - set(STATES))) if found[state]
+    )
+
+
+def size(row: Row) -> int:
+    """Bytes of one copy, 0 while unknown."""
+    return int(figure(row, "size_bytes"))
+
+
+def resident_bytes(rows: Sequence[Row]) -> int:
+    """Bytes of what is loaded, every copy counted."""
+    return sum(int(figure(row, "resident_bytes")) for row in rows)
+
+
+def of_budget(used_bytes: int, budget: int | None) -> str:
+    """Such as "182 of 200 MB"; without a budget "182 MB"."""
+    used, most = format_bytes(used_bytes), format_bytes(budget or 0)
+    if budget and used.split()[-1] == most.split()[-1]:
+        used = used.split()[0]
+    return f"{used} of {most}" if budget else used
+
+
+def loaded(snapshot: Snapshot) -> str:
+    """The models in a few words, such as "4 models by key, 2 loaded: 182 of 200 MB"."""
+    rows = snapshot.models
+    count = sum(row["state"] == "resident" for row in rows)
+    return f"{len(rows):,} models by key, {count:,} loaded: {of_budget(resident_bytes(rows), budget_of(snapshot))}"
+
+
+def homes(row: Row) -> list[str]:
+    """The processes where it is loaded, such as "worker 0"; "all workers" where they share one segment."""
+    return [home for home in str(row.get("where") or "").split(", ") if home]
+
+
+def held_by(rows: Sequence[Row], home: str) -> list[Row]:
+    """The models that are loaded in a process."""
+    return [row for row in rows if home in homes(row)]
+
+
+def budget_of(snapshot: Snapshot) -> int | None:
+    """Bytes that all loaded models may take, None for no limit."""
+    return snapshot.settings.memory_budget or snapshot.models_budget
+
+
+def facts(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """The numbers of all models together."""
+    rows = snapshot.models
+    hits, requests = (int(sum(figure(row, name) for row in rows)) for name in ("hits", "requests"))
+    budget = budget_of(snapshot)
+    pairs = [(state, f"{count:,}") for state in STATES if (count := sum(row["state"] == state for row in rows))]
+    return [
+        *pairs,
+        ("models", f"{len(rows):,}"),
+        ("loaded bytes", format_bytes(resident_bytes(rows))),
+        ("budget", format_bytes(budget) if budget else "none"),
+        ("loads", f"{int(sum(figure(row, 'loads') for row in rows)):,}"),
+        ("evictions", f"{int(sum(figure(row, 'evictions') for row in rows)):,}"),
+        ("found loaded", f"{hits / requests:.0%}" if requests else "-"),
+        ("spent loading", f"{sum(figure(row, 'load_total_s') for row in rows):,.2f} s"),
+    ]
+
+
+def text(snapshot: Snapshot) -> str:
+    """All of it in lines of text; empty for a handler without keys."""
+    rows = snapshot.models
+    if not rows:
+        return ""
+    lines = [f"models by key: {counted(rows)}; {of_budget(resident_bytes(rows), budget_of(snapshot))}"]
+    best = by_score(rows)
+    lines += [
+        f"  {name(row)}: {row['state']}, {format_bytes(size(row)) if size(row) else 'size unknown'}, "
+        f"{int(figure(row, 'hits')):,} hits, {int(figure(row, 'loads')):,} loads, "
+        f"{int(figure(row, 'evictions')):,} evictions"
+        for row in best[:SHOWN]
+    ]
+    if len(best) > SHOWN:
+        lines.append(f"  and {len(best) - SHOWN:,} more: {counted(best[SHOWN:])}")
+    return "\n".join(lines)
+
+
+def figure(row: Row, column: str) -> float:
+    """A number of a row, 0 where it isn't known."""
+    value = row.get(column)
+    return 0.0 if value is None or value != value else float(value)
