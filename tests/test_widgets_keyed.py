@@ -18,7 +18,8 @@ from kit.settings import Settings
 from tests.models import Doubling
 from tests.test_widgets_pictures import row as process
 from tests.test_widgets_pictures import second, snapshot  # noqa: F401 - a fixture
-from widgets import model_rows, model_table, slots, topology
+from tests.widgets_helpers import until
+from widgets import ServingPanel, model_rows, model_table, slots, topology
 from widgets.budget import BudgetMoves
 from widgets.model_log import ModelLog
 from widgets.model_timeline import ModelTimeline
@@ -305,3 +306,79 @@ def test_while_a_switch_is_under_way_the_latest_budget_waits():
     moves.follow()
     moves.follow()
     assert set_to == [3]
+
+
+# ---- on real deployments -----------------------------------------------------------------------
+
+
+class Weighing(kit.ModelHandler):
+    """Multiplies by its factor; its model weighs 1 MB."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def load_model(self):
+        return np.full(250_000, self.factor, np.float32)
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [float(example * model[0]) for example in batch]
+
+
+PAIRS = [(key, number) for number in range(20) for key in range(1, 7)]
+
+
+@pytest.fixture
+def six_models():
+    mappings = [kit.KeyModelMapping([key], Weighing(key)) for key in range(1, 7)]
+    with kit.deploy(kit.KeyedModelHandler(mappings, memory_budget="3.2MB"), processes=2) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def panel(six_models):
+    panel = ServingPanel(six_models, PAIRS)
+    yield panel
+    panel.close()
+
+
+def held(panel):
+    return sum(map(len, slots_of(panel._view.topology.value)))
+
+
+def test_the_panel_shows_the_models_of_a_deployment(six_models, panel):
+    view = panel._view.models
+    assert view.box.layout.display == ""
+    assert held(panel) == 0
+    assert "6 evicted" in panel.text()
+    six_models.predict(PAIRS)
+    until(lambda: held(panel) == 3, "the models that fit, in their slots")
+    assert "6 models by key, 3 loaded: 3 of 3.2 MB" in panel.text()
+    assert view.table.value.count('scope="row"') == 6
+    states = {span.state for row in six_models.models().to_dict("records") for span in panel._redraw._models.spans(row)}
+    assert {"resident", "evicted"} <= states
+    assert Image.open(io.BytesIO(panel.png())).height > 540 + 6 * 17
+
+
+def test_the_slider_moves_the_budget_of_what_is_served(six_models, panel):
+    view = panel._view.models
+    six_models.predict(PAIRS)
+    for budget, count in ((2.1, 2), (6.3, 6), (1.2, 1)):
+        view.slider.value = budget
+        until(lambda budget=budget: six_models.settings.memory_budget == round(budget * 1e6), "the budget")
+        if count == 6:
+            six_models.predict(PAIRS)
+        until(lambda count=count: held(panel) == count, f"{count} models in the slots")
+    assert panel._view.errors.value == ""
+    events = [event.text for event in six_models.snapshot().events if event.kind == "resize"]
+    assert events[-1] == "memory budget 6.3 MB → 1.2 MB"
+    panel.set_budget("5MB").result(30)
+    until(lambda: view.slider.value == 5, "the slider where the budget is")
+
+
+def test_a_deployment_without_models_by_key_has_no_such_view():
+    with kit.deploy(Doubling(), processes=1) as deployment:
+        panel = ServingPanel(deployment, [1, 2])
+        assert panel._view.models.box.layout.display == "none"
+        assert "models by key" not in panel.text()
+        panel.close()
