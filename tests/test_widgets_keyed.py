@@ -21,6 +21,7 @@ from tests.test_widgets_pictures import second, snapshot  # noqa: F401 - a fixtu
 from tests.widgets_helpers import until
 from widgets import ServingPanel, model_rows, model_table, slots, topology
 from widgets.budget import BudgetMoves
+from widgets.memory_plot import memory_facts
 from widgets.model_log import ModelLog
 from widgets.model_timeline import ModelTimeline
 from widgets.models_view import ModelsView, bounds
@@ -46,6 +47,7 @@ def never_asked(*keys):
     """As a deployment tells of a model that no example came for."""
     nan = float("nan")
     row = {"keys": list(keys), "state": "evicted", "loads": 0, "size_bytes": nan, "score": nan, "hits": nan}
+    row |= {"pinned": nan, "in_use": nan, "idle_s": nan, "error": nan}
     return {**row, "where": "", "copies": 0, "resident_bytes": 0}
 
 
@@ -155,6 +157,9 @@ def test_the_table_is_sorted_by_score_and_escaped(snapshot):  # noqa: F811
     order = [table.index(name) for name in ("&lt;b&gt;&amp;", "films", "reviews", "tweets", "editorials")]
     assert order == sorted(order)
     assert "<b>&" not in table
+    assert "pinned" not in table
+    assert ">never<" in table
+    assert "pinned" in model_table.draw(keyed(snapshot, [model("a", pinned=True)]))
     assert "no &quot;file&quot;" in table
     assert "<b>&" not in topology.draw(keyed(snapshot, [model("<b>&")]))
     assert model_rows.name(model("key1", "key2", "foo", "bar", "baz")) == "key1, key2, foo +2"
@@ -171,7 +176,8 @@ def test_the_numbers_beside_the_timeline(snapshot):  # noqa: F811
     assert found["loads"] == "3"
     unlimited = keyed(snapshot, FOUR, budget=None)
     assert dict(model_rows.facts(unlimited))["budget"] == "none"
-    assert dict(model_rows.facts(replace(unlimited, models_budget=200_000_000)))["budget"] == "200 MB"
+    own = replace(unlimited, models_budget=200_000_000)
+    assert dict(model_rows.facts(own))["budget"] == dict(memory_facts(own, None)[0])["weights budget"] == "200 MB"
 
 
 # ---- the timeline ----------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def _row(row: Row) -> str:
         f"{int(figure(row, 'evictions')):,}",
         milliseconds(figure(row, "load_s")) if figure(row, "loads") else "-",
         "never" if used is None or used != used else f"{used:,.0f} s ago",
-        f"{int(figure(row, 'in_use')):,}" + (", pinned" if row.get("pinned") else ""),
+        f"{int(figure(row, 'in_use')):,}" + (", pinned" if figure(row, "pinned") else ""),
     )
     error = row.get("error")
     title = f' title="{escape(error, quote=True)}"' if isinstance(error, str) else ""

@@ -37,12 +37,12 @@ class ModelsView:
         self.facts = _html("kit-model-facts")
         self.table = _html("kit-model-table")
         self.slider = widgets.FloatSlider(
-            description="Budget of all models, MB",
+            description="Budget of all models (MB)",
             min=0,
             max=1,
             continuous_update=False,
-            style={"description_width": "160px"},
-            layout={"width": "560px", "max_width": "100%"},
+            style={"description_width": "190px"},
+            layout={"width": "600px", "max_width": "100%"},
         )
         self.slider.observe(self._changed, "value")
         self.words = _html("kit-model-budget")
