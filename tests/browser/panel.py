@@ -90,15 +90,21 @@ class Panel:
         assert self.answered > before, "nothing was answered while the mode was switched"
         self.wait_for_answers(4)
         expect(self.root.locator(".kit-answers").first).to_contain_text(f"mode {mode}", timeout=SWITCH_S * 1000)
-        assert self.words("kit-memory-text") != numbers
-        assert self.picture("kit-memory") != plots
+        # Answers are told as they come; memory is measured once a second.
+        self.page.wait_for(
+            lambda: self.words("kit-memory-text") != numbers, SWITCH_S, f"other numbers than {numbers!r}"
+        )
+        self.page.wait_for(lambda: self.picture("kit-memory") != plots, SWITCH_S, "another plot of the memory")
 
 
 def ask(page: NotebookPage) -> dict[str, Any]:
     """Run the last cell."""
     page.run_cell(-1)
     # Notebook 7 may call a cell run before its output is there.
-    page.wait_for(lambda: page.printed(-1).endswith("\n"), 60, "the kernel's answer")
+    try:
+        page.wait_for(lambda: page.printed(-1).endswith("\n"), 60, "the kernel's answer")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {page.cells()[-1]}") from None
     found: dict[str, Any] = json.loads(page.printed(-1))
     return found
 
