@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.conftest import Opened
 from tests.browser.page import notebook
+from tests.browser.panel import ask, telling
 
 PANEL = """
 import numpy as np
@@ -31,7 +32,7 @@ panel = ServingPanel(deployment, examples=pairs)
 panel.start_load(20)
 panel
 """
-ASK = "print(deployment.settings.memory_budget or 0, deployment.counters['failed'])"
+ASK = telling("[deployment.settings.memory_budget or 0, deployment.counters['failed']]")
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -51,6 +52,6 @@ def test_models_by_key(opened: Opened, dark: bool) -> None:
     handle.focus()
     for _ in range(3):
         handle.press("ArrowRight")
-    page.wait_for(lambda: int(page.add_and_run(ASK).split()[0]) > 41_000_000, 60, "another budget")
-    assert page.add_and_run(ASK).split()[1] == "0"
+    page.wait_for(lambda: ask(page, ASK)[0] > 41_000_000, 60, "another budget")
+    assert ask(page, ASK)[1] == 0
     assert page.errors == []
