@@ -98,6 +98,12 @@ class Settings:
         return f"mode {self.mode!r}, {self.processes} × {self.threads} workers, {models}"
 
     @property
+    def workers_in_words(self) -> str:
+        """Such as "2 processes × 1 thread"."""
+        processes = f"{self.processes} process{'es' * (self.processes > 1)}"
+        return f"{processes} × {self.threads} thread{'s' * (self.threads > 1)}"
+
+    @property
     def copies_in_words(self) -> str:
         """Such as "2 copies of the model"."""
         return f"{self.copies} {'copy' if self.copies == 1 else 'copies'} of the model"

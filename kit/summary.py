@@ -18,7 +18,7 @@ def html_summary(deployment: Deployment) -> str:
     rows = {
         "model": getattr(engine.handler, "model_id", None) or type(engine.handler).__name__,
         "mode": settings.mode + (" (closed)" if deployment.closed else ""),
-        "workers": f"{settings.processes} processes × {settings.threads} threads",
+        "workers": settings.workers_in_words,
         "copies of the model": str(settings.copies),
     }
     if engine.model_bytes:

@@ -53,7 +53,7 @@ def beam_code(handler: Any, settings: Settings) -> str:
             *sorted({*beam, *imports}, key=_import_order),
             "",
             *lines,
-            f"# Here {settings.processes} processes × {settings.threads} threads; in Beam the runner decides.",
+            f"# Here {settings.workers_in_words}; in Beam the runner decides.",
             "with beam.Pipeline() as pipeline:",
             "    (",
             "        pipeline",

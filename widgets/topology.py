@@ -198,14 +198,9 @@ def _places(count: int, top: float, height: float) -> list[tuple[float, float]]:
 def _title(snapshot: Snapshot) -> str:
     settings = snapshot.settings
     state = " (closed)" if snapshot.closed else ""
-    copies = f"{settings.copies} cop{'y' if settings.copies == 1 else 'ies'} of the model"
-    if snapshot.models:
-        copies = model_rows.loaded(snapshot)
+    copies = model_rows.loaded(snapshot) if snapshot.models else settings.copies_in_words
     name = shortened((snapshot.model_id or snapshot.handler_name).rstrip("/").rsplit("/", 1)[-1], 28)
-    return (
-        f"mode {settings.mode}{state}: {settings.processes} process{'es' * (settings.processes > 1)} × "
-        f"{settings.threads} thread{'s' * (settings.threads > 1)}, {copies} · {name}"
-    )
+    return f"mode {settings.mode}{state}: {settings.workers_in_words}, {copies} · {name}"
 
 
 def _of_role(snapshot: Snapshot, role: str) -> list[Row]:
