@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from kit.checks import count, seconds
 from kit.errors import InvalidSetting, WrongPredictionCount
 from kit.handler import ModelHandler, PredictionResult, _num_bytes
-from kit.key_routes import KeyModelMapping, KeyModelPathMapping, Routes, check_handler
+from kit.key_mappings import KeyModelMapping, KeyModelPathMapping, check_inner, short
+from kit.key_routes import Routes
 from kit.sizes import parse_bytes
 
 __all__ = ["KeyModelMapping", "KeyModelPathMapping", "KeyedModelHandler", "MaybeKeyedModelHandler"]
@@ -56,15 +58,21 @@ class KeyedModelHandler(ModelHandler):
         keep_alive: float | None = None,
         large_model: bool = False,
     ) -> None:
+        if not isinstance(large_model, bool):
+            raise InvalidSetting(f"large_model={large_model!r}: give True or False.")
         super().__init__(large_model=large_model)
-        self.max_models = max_models_per_worker_hint
+        self.max_models = count("max_models_per_worker_hint", max_models_per_worker_hint)
         self.memory_budget = parse_bytes(memory_budget)
         self.policy = policy
-        self.keep_alive = keep_alive
-        self.unkeyed = unkeyed if hasattr(unkeyed, "load_model") else None
+        self.keep_alive = seconds("keep_alive", keep_alive)
+        import kit
+
+        kit.ModelManager(str, policy=policy)  # what it would refuse is refused here, not at the first example
+        one = hasattr(unkeyed, "load_model")
+        self.unkeyed = unkeyed if one else None
         self.routes: Routes | None = None
-        if self.unkeyed is not None:
-            check_handler(unkeyed, f"KeyedModelHandler({unkeyed!r})")
+        if one:
+            check_inner(unkeyed, f"{type(self).__name__}({short(unkeyed)})")
             if memory_budget is not None:
                 raise InvalidSetting(
                     f"memory_budget={memory_budget!r}: one handler for all keys is one model, with nothing to evict. "
@@ -72,14 +80,10 @@ class KeyedModelHandler(ModelHandler):
                 )
         elif callable(unkeyed) or isinstance(unkeyed, (list, tuple)):
             self.routes = Routes(unkeyed)
-            import kit
-
-            # Settings that can't work are refused here, not at the first example.
-            kit.ModelManager(str, policy=policy, max_models=max_models_per_worker_hint)
         else:
             raise InvalidSetting(
-                f"KeyedModelHandler({unkeyed!r}): give a list of KeyModelMapping(keys, handler), a handler for all "
-                "keys, or a function from a key to a handler."
+                f"KeyedModelHandler({short(unkeyed)}): give a list of KeyModelMapping(keys, handler), a handler for "
+                "all keys, or a function from a key to a handler."
             )
 
     # ---- load and run ------------------------------------------------------------------------
@@ -243,7 +247,7 @@ class MaybeKeyedModelHandler(KeyedModelHandler):
 
     def __init__(self, unkeyed: Any) -> None:
         if not hasattr(unkeyed, "load_model"):
-            raise InvalidSetting(f"MaybeKeyedModelHandler({unkeyed!r}): give one handler for all examples.")
+            raise InvalidSetting(f"MaybeKeyedModelHandler({short(unkeyed)}): give one handler for all examples.")
         super().__init__(unkeyed)
 
     def run_inference(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kit.checks import is_number
 from kit.errors import InvalidSetting, UnknownKey
 from kit.manager import policy as rules
 from kit.manager.policy import Policy
@@ -39,19 +41,20 @@ def simulate(
         A model larger than the budget is counted as loaded anew for each of its requests.
 
     Raises:
-        InvalidSetting: an unknown policy, a budget that isn't a size, an empty trace. UnknownKey: not in `models`.
+        InvalidSetting: an unknown policy or a used one, a budget that isn't a size, an empty trace, a model without
+            bytes and seconds. UnknownKey: not in `models`.
     """
     import pandas as pd
 
-    requests = list(trace)
-    if not requests:
-        raise InvalidSetting("simulate: the trace is empty; give the key of each request, in order.")
-    for key in requests:
-        if key not in models:
-            raise UnknownKey(f"simulate: the trace has the key {key!r}, which isn't in models.")
+    requests = _checked_trace(trace, models)
+    budgets = list(budget) if isinstance(budget, (list, tuple)) else [budget]
+    if isinstance(policies, str) or not isinstance(policies, Iterable):
+        raise InvalidSetting(f"simulate: policies={policies!r}: give a list of names, such as ['cost', 'lru'].")
+    if not budgets:
+        raise InvalidSetting("simulate: budget=[]: give at least one budget in bytes.")
     rows = []
-    for one in budget if isinstance(budget, (list, tuple)) else [budget]:
-        size = parse_bytes(one)
+    for one in budgets:
+        size = parse_bytes(one, "budget")
         if size is None:
             raise InvalidSetting("simulate: give a budget in bytes; without a limit every model is loaded once.")
         found = [_replay(requests, models, size, _policy(policy)) for policy in policies]
@@ -61,8 +64,42 @@ def simulate(
     return pd.DataFrame(rows)
 
 
+def _checked_trace(trace: Any, models: Any) -> list[Hashable]:
+    """The trace as a list, once every key of it is known to have a size and a load time."""
+    if not isinstance(models, Mapping):
+        raise InvalidSetting(
+            f"simulate: models is a {type(models).__name__}; give a dict from each key to (bytes, load seconds), such "
+            "as {'tweets': (91_000_000, 0.4)}."
+        )
+    if not isinstance(trace, Iterable):
+        raise InvalidSetting(f"simulate: trace={trace!r}: give the key of each request, in order.")
+    requests = list(trace)
+    if not requests:
+        raise InvalidSetting("simulate: the trace is empty; give the key of each request, in order.")
+    try:
+        distinct = dict.fromkeys(requests)
+    except TypeError as error:
+        raise InvalidSetting(f"simulate: something in the trace can't be a key: {error}.") from error
+    for key in distinct:
+        if key not in models:
+            raise UnknownKey(f"simulate: the trace has the key {key!r}, which isn't in models.")
+        about = models[key]
+        pair = about if isinstance(about, (tuple, list)) and len(about) == 2 else (math.nan, math.nan)
+        if not all(is_number(value) and 0 <= value < math.inf for value in pair):
+            raise InvalidSetting(
+                f"simulate: models[{key!r}] is {about!r}; give (bytes, load seconds), both numbers of at least 0."
+            )
+    return requests
+
+
 def _policy(policy: Any) -> Policy:
-    return rules.make(policy)
+    found = rules.make(policy)
+    if found.clock:
+        raise InvalidSetting(
+            f"simulate: the policy object {found.name!r} has seen requests already; give its name, or a new one "
+            "for each budget."
+        )
+    return found
 
 
 def _replay(

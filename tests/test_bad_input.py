@@ -258,7 +258,7 @@ def test_an_update_to_weights_that_do_not_load_leaves_the_old_model_serving(tmp_
 
 
 def test_update_model_wants_a_path_or_a_handler(double: Any) -> None:
-    with pytest.raises(errors.InvalidSetting, match="give a path or a model handler"):
+    with pytest.raises(errors.InvalidSetting, match="give a path, a model handler"):
         double.update_model(3)
 
 

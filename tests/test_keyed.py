@@ -132,6 +132,12 @@ def test_examples_may_come_without_keys() -> None:
         [("a", 1), 2] | RunInference(handler)
 
 
+class Duck:
+    """Has the methods of a handler only."""
+
+    load_model = run_inference = print
+
+
 # ---- what is refused -----------------------------------------------------------------------------
 
 
@@ -145,7 +151,25 @@ def test_examples_may_come_without_keys() -> None:
             lambda: KeyedModelHandler([KeyModelMapping(["a", "b"], Scale(1)), KeyModelMapping(["b"], Scale(2))]),
             "'b' maps",
         ),
-        (lambda: KeyedModelHandler([KeyModelMapping(["a"], Scale)]), "isn't a model handler"),
+        (lambda: KeyedModelHandler([KeyModelMapping(["a"], Scale)]), r"Scale is a class: make an object of it, Scale"),
+        (lambda: KeyModelMapping(["a"], 5), r"KeyModelMapping\(\['a'\], 5\): 5 isn't a model handler"),
+        (lambda: KeyModelMapping(["a"], None), "None isn't a model handler"),
+        (lambda: KeyModelMapping(["a"], Duck()), "Duck has load_model and run_inference but isn't derived"),
+        (lambda: KeyModelMapping(5, Scale(1)), r"KeyModelMapping\(5, Scale\): give a list of one or more keys"),
+        (lambda: KeyModelMapping(iter(()), Scale(1)), "a list of one or more keys"),
+        (lambda: KeyModelMapping([{}], Scale(1)), "the key {} is a dict, which can't be a key"),
+        (lambda: KeyedModelHandler(Scale), r"KeyedModelHandler.*Scale is a class: make an object of it"),
+        (lambda: KeyedModelHandler(dict), r"KeyedModelHandler\(dict\): that is a class; make a handler of it, dict\("),
+        (
+            lambda: KeyedModelHandler(lambda: Scale(1)),
+            "the function is called with a key alone, and can't be: too many",
+        ),
+        (lambda: KeyedModelHandler(lambda key, more: Scale(1)), "missing a required argument: 'more'"),
+        (lambda: KeyedModelHandler(Duck()), "Duck has load_model and run_inference but isn't derived"),
+        (lambda: KeyedModelHandler("tweets"), r"KeyedModelHandler\('tweets'\): give a list of KeyModelMapping"),
+        (lambda: KeyedModelHandler(None), r"KeyedModelHandler\(None\): give a list of KeyModelMapping"),
+        (lambda: KeyedModelHandler(KeyModelMapping(["a"], Scale(1))), "give a list of KeyModelMapping"),
+        (lambda: KeyedModelHandler(iter([KeyModelMapping(["a"], Scale(1))])), "give a list of KeyModelMapping"),
         (lambda: KeyedModelHandler([("a", Scale(1))]), "isn't a mapping"),
         (lambda: KeyedModelHandler([KeyModelMapping([["a"]], Scale(1))]), "can't be a key"),
         (lambda: KeyedModelHandler([KeyModelMapping(["a"], Scale(1, model_copies=2))]), "model_copies=2"),
@@ -153,9 +177,24 @@ def test_examples_may_come_without_keys() -> None:
         (lambda: KeyedModelHandler({"a": Scale(1)}), "give a list of KeyModelMapping"),
         (lambda: KeyedModelHandler(Scale(1), memory_budget="1GB"), "nothing to evict"),
         (lambda: three(policy="random"), "policy='random'"),
-        (lambda: three(max_models_per_worker_hint=0), "max_models=0"),
+        (lambda: three(policy=None), "policy=None"),
+        (lambda: three(max_models_per_worker_hint=0), "max_models_per_worker_hint=0: give a whole number"),
+        (lambda: three(max_models_per_worker_hint=2.5), "max_models_per_worker_hint=2.5"),
+        (lambda: three(max_models_per_worker_hint="many"), "max_models_per_worker_hint='many'"),
+        (lambda: three(max_models_per_worker_hint=True), "max_models_per_worker_hint=True"),
+        (lambda: three(max_models_per_worker_hint=float("nan")), "max_models_per_worker_hint=nan"),
+        (lambda: KeyedModelHandler(Scale(1), max_models_per_worker_hint=0), "max_models_per_worker_hint=0"),
+        (lambda: KeyedModelHandler(Scale(1), policy="random"), "policy='random'"),
+        (lambda: three(keep_alive=0), "keep_alive=0: give seconds above 0"),
+        (lambda: three(keep_alive="30m"), "keep_alive='30m': give seconds above 0"),
+        (lambda: three(keep_alive=float("nan")), "keep_alive=nan"),
+        (lambda: three(large_model="yes"), "large_model='yes': give True or False"),
+        (lambda: three(memory_budget=0), "memory_budget=0"),
         (lambda: three(memory_budget="much"), "memory_budget='much'"),
         (lambda: MaybeKeyedModelHandler([KeyModelMapping(["a"], Scale(1))]), "one handler"),
+        (lambda: MaybeKeyedModelHandler(Scale), r"MaybeKeyedModelHandler.*Scale is a class: make an object of it"),
+        (lambda: MaybeKeyedModelHandler(dict), r"MaybeKeyedModelHandler.*give one handler for all examples"),
+        (lambda: MaybeKeyedModelHandler(KeyedModelHandler(Scale(1))), "inside another"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make: Any, words: str) -> None:

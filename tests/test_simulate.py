@@ -9,6 +9,7 @@ import pytest
 import kit
 from kit import errors
 from kit.manager import ModelManager
+from kit.manager.policy import Lru
 from tests.benchmarks import model_traffic
 from tests.test_manager import Model
 
@@ -73,9 +74,21 @@ def test_a_manager_loads_what_the_simulation_says(policy: str) -> None:
     [
         (("", MODELS, 80), errors.InvalidSetting, "trace is empty"),
         (("az", MODELS, 80), errors.UnknownKey, "'z', which isn't in models"),
-        (("a", MODELS, 0), errors.InvalidSetting, "memory_budget=0"),
+        (("a", MODELS, 0), errors.InvalidSetting, "budget=0 isn't a size"),
         (("a", MODELS, None), errors.InvalidSetting, "give a budget"),
         (("a", MODELS, 80, ["fifo"]), errors.InvalidSetting, "policy='fifo'"),
+        (("a", MODELS, 80, "cost"), errors.InvalidSetting, "policies='cost': give a list of names"),
+        (("a", MODELS, 80, 5), errors.InvalidSetting, "policies=5"),
+        (("a", MODELS, []), errors.InvalidSetting, "at least one budget"),
+        (("a", MODELS, [80, "much"]), errors.InvalidSetting, "budget='much' isn't a size"),
+        (("a", MODELS, [80, 90], [Lru()]), errors.InvalidSetting, "'lru' has seen requests already"),
+        ((5, MODELS, 80), errors.InvalidSetting, "trace=5: give the key of each request"),
+        (([["a"]], MODELS, 80), errors.InvalidSetting, "can't be a key: unhashable type: 'list'"),
+        (("a", [("a", 40, 1)], 80), errors.InvalidSetting, "models is a list; give a dict from each key"),
+        (("a", {"a": 40}, 80), errors.InvalidSetting, r"models\['a'\] is 40; give \(bytes, load seconds\)"),
+        (("a", {"a": (40, float("nan"))}, 80), errors.InvalidSetting, "both numbers of at least 0"),
+        (("a", {"a": (None, 1.0)}, 80), errors.InvalidSetting, "both numbers of at least 0"),
+        (("a", {"a": (40, -1.0)}, 80), errors.InvalidSetting, "both numbers of at least 0"),
     ],
 )
 def test_bad_input_is_refused(arguments: tuple[object, ...], error: type[Exception], words: str) -> None:

@@ -35,11 +35,6 @@ def check_open(deployment: Deployment | None) -> Deployment:
     return deployment
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is an int or float, True and False not counted."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def sized(examples: Any) -> Any:
     """Examples that can be sent over and over; raises UnsupportedInput or InvalidSetting for others."""
     if examples is None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from kit.checks import is_number
 from kit.compare import Comparison, compare
 from kit.compare_cancel import Cancel
 from kit.deployment import Deployment
@@ -15,7 +16,7 @@ from kit.errors import InvalidSetting
 from widgets import export
 from widgets.budget import BudgetMoves
 from widgets.controller import Controller
-from widgets.given import check_deployment, check_open, is_number, rate_of, sized
+from widgets.given import check_deployment, check_open, rate_of, sized
 from widgets.html import error_html, error_words
 from widgets.load import load_of
 from widgets.race import Lap, race
