@@ -32,10 +32,10 @@ _HOMES = {
     "Predictions": "kit.predictions",
     "RunInference": "kit.transform",
     "Settings": "kit.settings",
-    "close_all": "kit.deployment",
+    "close_all": "kit.deploying",
     "compare": "kit.compare",
     "connect": "kit.daemon.client",
-    "deploy": "kit.deployment",
+    "deploy": "kit.deploying",
     "simulate": "kit.simulate",
     "deployments": "kit.daemon.client",
     "load_ipython_extension": "kit.magics",
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from kit.compare import Comparison, compare
     from kit.daemon.client import _serve_named as _serve_named
     from kit.daemon.client import connect, deployments
-    from kit.deployment import Deployment, close_all, deploy
+    from kit.deploying import close_all, deploy
+    from kit.deployment import Deployment
     from kit.engine.keyed_models import KeyedModels
     from kit.engine.requests import Failure
     from kit.errors import KitError

@@ -236,7 +236,7 @@ def fork_server(handler: Any) -> Iterator[tuple[Any, float]]:
 
 class _Deployed:
     def __init__(self, handler: Any, examples: Any, settings: Settings, server: Any) -> None:
-        from kit.deployment import start
+        from kit.deploying import start
 
         self._examples = examples
         self._clients = settings.processes * settings.threads

@@ -1,24 +1,48 @@
-"""What a deployment can do with models by key: show, load, pin, unload and update them."""
+"""What a deployment can do with its models, above all those by key: show, load, pin, unload and update them."""
 
 from __future__ import annotations
 
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from kit import errors
+from kit.checks import check_handler, seconds
+from kit.errors import InvalidSetting
+from kit.key_mappings import KeyModelPathMapping, key_list, path_updates
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kit.engine.core import Engine
-    from kit.engine.model_places import ModelPlaces
-    from kit.key_routes import Route
+
+class ModelCalls(Protocol):
+    """What is asked of the place where the models are; arguments are checked already."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `DeployedModels.models`."""
+
+    def preload(self, keys: list[Hashable], timeout: float | None) -> None:
+        """See `DeployedModels.preload`."""
+
+    def pin(self, keys: list[Hashable], timeout: float | None) -> None:
+        """See `DeployedModels.pin`."""
+
+    def unpin(self, keys: list[Hashable]) -> None:
+        """See `DeployedModels.unpin`."""
+
+    def unload(self, keys: list[Hashable]) -> None:
+        """See `DeployedModels.unload`."""
+
+    def update(self, mappings: list[KeyModelPathMapping]) -> None:
+        """See `DeployedModels.update_models`."""
 
 
-class DeployedModels:
+class DeployedModels(ABC):
     """The methods of a `Deployment` that are about its models."""
 
-    _engine: Engine
+    @property
+    @abstractmethod
+    def _models(self) -> ModelCalls: ...
 
     def models(self) -> pd.DataFrame:
         """One row a model.
@@ -28,21 +52,12 @@ class DeployedModels:
         Of models by key, the worth most first, also those that nobody has asked for yet: the columns of
         ``RunInference(handler).models()``, that is keys, state ("loading", "resident", "failed", "evicted"),
         size_bytes (of one copy), hits and requests (in chunks of examples), loads, evictions, load_s,
-        load_total_s, idle_s, score, in_use, pinned, error; and resident_bytes (of all its copies), copies, where.
+        load_total_s, idle_s, score, in_use, pinned, error; and resident_bytes (of all its copies), copies, where,
+        loading_at (where a copy is being loaded).
         """
         import pandas as pd
 
-        engine = self._engine
-        if engine.places is not None and engine.dispatcher.keyed is not None:
-            return pd.DataFrame(engine.places.rows(engine.dispatcher.keyed.router.keys_of()))
-        row = {
-            "model_id": getattr(engine.handler, "model_id", None) or type(engine.handler).__name__,
-            "state": "resident" if engine.dispatcher.closed is None else "closed",
-            "resident_bytes": engine.model_bytes,
-            "copies": engine.settings.copies,
-            "load_s": engine.topology.load_s,
-        }
-        return pd.DataFrame([row])
+        return pd.DataFrame(self._models.rows())
 
     def preload(self, keys: Iterable[Hashable], timeout: float | None = None) -> Self:
         """Load the models of these keys before they are asked for; what doesn't fit beside the others evicts them.
@@ -53,8 +68,7 @@ class DeployedModels:
         Raises:
             UnknownKey, BudgetExceeded, ModelLoadFailed, DeadlineExceeded. InvalidSetting: there is one model only.
         """
-        places, routes = self._found(keys)
-        places.preload(routes, timeout)
+        self._models.preload(key_list(keys), seconds("timeout", timeout))
         return self
 
     def pin(self, keys: Iterable[Hashable], timeout: float | None = None) -> Self:
@@ -63,20 +77,39 @@ class DeployedModels:
         Raises:
             BudgetExceeded: they don't fit beside what is pinned already. And those of `preload`.
         """
-        places, routes = self._found(keys)
-        places.pin(routes, timeout)
+        self._models.pin(key_list(keys), seconds("timeout", timeout))
         return self
 
     def unpin(self, keys: Iterable[Hashable]) -> Self:
         """Let the models of these keys be evicted again."""
-        places, routes = self._found(keys)
-        places.unpin(routes)
+        self._models.unpin(key_list(keys))
         return self
 
     def unload(self, keys: Iterable[Hashable]) -> Self:
         """Unload the models of these keys: now, or as soon as their requests are answered; pins are lifted."""
-        places, routes = self._found(keys)
-        places.unload([route.model for route in routes])
+        self._models.unload(key_list(keys))
+        return self
+
+    def update_model(self, model: Any) -> Self:
+        """Replace the model by another version, live: a path for the handler's ``update_model_path``, or a new handler.
+
+        With models by key also a list of `KeyModelPathMapping`, as for `update_models`.
+
+        Raises:
+            KitError: the new version can't be served; the old one serves on.
+        """
+        if isinstance(model, (list, tuple)):
+            return self.update_models(model)
+        if isinstance(model, str) or hasattr(model, "__fspath__"):
+            self._update_path(str(os.fspath(model)))
+        elif hasattr(model, "run_inference"):
+            check_handler(model)
+            self._update_handler(model)
+        else:
+            raise InvalidSetting(
+                f"update_model({model!r}): give a path, a model handler, or for models by key a list of "
+                "KeyModelPathMapping."
+            )
         return self
 
     def update_models(self, mappings: Sequence[Any]) -> Self:
@@ -88,27 +121,11 @@ class DeployedModels:
         Raises:
             InvalidSetting: an empty path, a key in two mappings, no models by key. UnknownKey. Nothing is changed then.
         """
-        engine = self._engine
-        engine.raise_if_closed()
-        if engine.places is None or not engine.handler.routes.listed:
-            raise errors.InvalidSetting(
-                "update_models: this deployment's keys aren't listed in mappings. Use update_model with a path or a "
-                "new handler."
-            )
-        from kit.engine import keyed_changes
-
-        keyed_changes.update_models(engine, mappings)
+        self._models.update(path_updates(mappings))
         return self
 
-    def _found(self, keys: Iterable[Hashable]) -> tuple[ModelPlaces, list[Route]]:
-        engine = self._engine
-        engine.raise_if_closed()
-        keyed = engine.dispatcher.keyed
-        if engine.places is None or keyed is None:
-            raise errors.InvalidSetting(
-                f"{type(engine.handler).__name__} has one model, which is loaded as long as it is served; keys are "
-                "for a KeyedModelHandler with mappings."
-            )
-        if isinstance(keys, (str, bytes)):
-            raise errors.InvalidSetting(f"keys={keys!r}: give a list of keys.")
-        return engine.places, [keyed.router.of(key) for key in keys]
+    @abstractmethod
+    def _update_path(self, path: str) -> None: ...
+
+    @abstractmethod
+    def _update_handler(self, handler: Any) -> None: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-from kit.errors import UnsupportedInput
+from kit.errors import InvalidSetting, UnsupportedInput
 from kit.shorten import shorten
 
 BEAM_TRANSFORM = "kit.beam.RunInference(handler)"
@@ -33,6 +33,27 @@ def sized(examples: Any) -> Any:
     from kit.engine.codec import Rows
 
     return examples if isinstance(examples, Rows) else list(examples)  # type: ignore[call-overload]
+
+
+def sample_rows(sample: Any) -> list[Any]:
+    """The first few examples of a sample, [] for None."""
+    rows = [] if sample is None else sized(sample)
+    if rows is None:
+        raise UnsupportedInput("sample: give a list of examples, not an iterator.")
+    return list(rows)[:64]
+
+
+def sized_rows(examples: Any, deadline: float | None) -> Any:
+    """The checked examples of a `submit`, as a list or Rows."""
+    if deadline is not None and not deadline > 0:
+        raise InvalidSetting(f"deadline={deadline!r}: give seconds above 0, or None.")
+    rows = sized(examples)
+    if rows is None:
+        raise UnsupportedInput(
+            "examples that come one by one go through `examples | RunInference(deployment)`; submit and predict "
+            "take lists, arrays and tables."
+        )
+    return rows
 
 
 def _rows(block: Any) -> Any:

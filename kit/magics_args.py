@@ -100,7 +100,7 @@ def parsers() -> dict[str, Parser]:
     add_settings(switch)
     found = {"serve": serve, "switch": switch}
     for magic, description in (
-        ("models", "The models that a deployment holds, as a DataFrame."),
+        ("models", "The models that a deployment holds, as a DataFrame; of models by key, a row a key's model."),
         ("stats", "Its processes, as a DataFrame: memory, rates, counts."),
         ("panel", "Watch it and switch its mode."),
         ("unserve", "End it, for all kernels."),

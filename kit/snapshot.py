@@ -96,6 +96,7 @@ class Snapshot:
 def take(engine: Engine, watch: Watch, seconds: float) -> Snapshot:
     """A snapshot with the figures of the last `seconds`."""
     from kit import batching
+    from kit.engine.model_calls import rows_by_key
 
     handler, dispatcher = engine.handler, engine.dispatcher
     return Snapshot(
@@ -112,6 +113,8 @@ def take(engine: Engine, watch: Watch, seconds: float) -> Snapshot:
         sample=list(dispatcher.sample),
         model_bytes=engine.model_bytes,
         switching=_progress(engine),
+        models=rows_by_key(engine) if engine.alive else [],
+        models_budget=None if engine.places is None else handler.memory_budget,
     )
 
 
@@ -128,6 +131,7 @@ def pulse(engine: Engine) -> tuple[Any, ...]:
         row.get("gpu_bytes", 0) >> 20,
         event and event.time,
         under_way and time.monotonic(),
+        engine.places and engine.places.manager.loading,
     )
 
 

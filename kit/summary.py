@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
-    from kit.deployment import Deployment
+    from kit.own_deployment import OwnDeployment
 
 
-def html_summary(deployment: Deployment) -> str:
+def html_summary(deployment: OwnDeployment) -> str:
     """A small table: mode, processes, copies, memory, counts."""
     engine = deployment._engine
     settings, counters = engine.settings, engine.dispatcher.counters

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from kit import batching, errors, inputs, local
 from kit.checks import check_handler, check_platform
-from kit.deployment import Deployment, deploy
+from kit.deploying import deploy
+from kit.deployment import Deployment
 from kit.engine.keyed_models import KeyedModels
 from kit.engine.requests import Request
 from kit.predictions import Predictions

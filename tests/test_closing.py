@@ -45,7 +45,7 @@ def wait_for(condition: Any, seconds: float = 20.0) -> None:
 
 @pytest.mark.parametrize("mode", ["default", "large"])
 def test_closing_ends_the_topology_that_a_switch_is_draining_though_the_fork_server_lives_on(tmp_path, mode):
-    from kit.deployment import start
+    from kit.deploying import start
 
     handler = Gated(tmp_path)
     server = ForkServer(preload_of(handler)).retain()

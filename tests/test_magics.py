@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 import kit
 from kit.daemon import client
-from kit.magics_args import split_expression
+from kit.magics_args import options_of, parsers, split_expression
 
 CELL = """
 import kit
@@ -201,6 +201,22 @@ def test_errors_of_the_cell_itself_are_told(shell: InteractiveShell) -> None:
         shell.run_cell_magic("infer", "", "nobody")
     with pytest.raises(NameError, match="Tmes"):
         line(shell, "%serve Tmes({})")
+
+
+def test_models_by_key_of_a_named_deployment_are_listed(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mappings = "kit.KeyModelMapping([k], Times({'a': k})) for k in (2, 3)"
+    line(shell, f"%serve kit.KeyedModelHandler([{mappings}]) --name keyed --processes 1")
+    shell.run_cell_magic("infer", "keyed", "[(3, 5)]")
+    table = line(shell, "%models keyed")
+    assert table["keys"].tolist() == [[3], [2]]
+    assert table["state"].tolist() == ["resident", "evicted"]
+    assert line(shell, "%models")["keys"].tolist() == [[3], [2]], "the latest"
+    line(shell, "%models --help")
+    assert "a row a key's model" in " ".join(capsys.readouterr().out.split())
+    assert list(shell.complete(None, "%models k", 9)[1]) == ["keyed"]
+    assert "--help" in options_of(parsers()["models"])
 
 
 def test_names_modes_and_options_are_completed(shell: InteractiveShell) -> None:

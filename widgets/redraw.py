@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kit.deployment import Deployment
 from kit.errors import KitError
 from kit.memory import format_bytes
-from widgets import export, kernels, model_rows
+from widgets import export, kernels
 from widgets.load import SharedLoad
 from widgets.model_log import ModelLog
 from widgets.twin import Twin
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TWIN_EVERY_S = 10.0
 #: Looks after the last thing that happened: busy shares and rates fall to 0 within 2 s.
 LOOKS = 4
+#: What of a model makes a redraw worth it.
+_MODEL_CHANGES = ("state", "loading_at", "loads", "evictions")
 
 
 class Redraw:
@@ -103,7 +105,7 @@ class Redraw:
 
     def draw(self, deployment: Deployment, only_changes: bool = False) -> None:
         """Bring the view up to date; with `only_changes`, when there is anything new."""
-        snapshot = model_rows.with_models(deployment.snapshot(self._seconds), deployment)
+        snapshot = deployment.snapshot(self._seconds)
         self._models.note(time.time(), snapshot.models)
         served = (snapshot.settings, tuple(sorted(snapshot.batching.items(), key=lambda item: item[0])))
         if served != self._served:
@@ -202,5 +204,5 @@ def _changing(snapshot: Snapshot) -> tuple[Any, ...]:
         under_way and (under_way.step, under_way.ready, round(under_way.seconds)),
         snapshot.closed,
         kernels.changing(snapshot),
-        hash(tuple((row["state"], row.get("loads"), row.get("evictions")) for row in snapshot.models)),
+        hash(tuple(tuple(row.get(name) for name in _MODEL_CHANGES) for row in snapshot.models)),
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from kit import batching
+from kit.key_mappings import KeyModelPathMapping
 
 if TYPE_CHECKING:
     from kit.daemon.served import Served
@@ -28,6 +29,7 @@ def describe(handler: Any) -> dict[str, Any]:
         "type": type(handler).__name__,
         "model_id": getattr(handler, "model_id", None),
         "options": without_functions(options),
+        "by_key": getattr(handler, "routes", None) is not None,
         "shares": handler.share_model_across_processes(),
         "copies": handler.model_copies(),
     }
@@ -71,9 +73,15 @@ def _history(served: Served) -> list[Records]:
     return served.serving()._engine.history.rows()
 
 
-def _models(served: Served) -> Records:
-    frame = served.serving().models()
-    return {"columns": list(frame.columns), "rows": [list(row) for row in frame.astype(object).values.tolist()]}
+def _models(served: Served) -> list[Records]:
+    from kit.daemon.snapshots import rows_that_travel
+
+    return rows_that_travel(served.serving()._models.rows(), served.allow_pickle)
+
+
+def _update_models(served: Served, mappings: list[Any]) -> None:
+    served.serving().update_models([KeyModelPathMapping(*mapping) for mapping in mappings])
+    served.digest += " with other models for some keys"  # it isn't the handler any more that was served
 
 
 def _clients(served: Served) -> list[Records]:
@@ -115,6 +123,11 @@ CALLS: dict[str, Callable[..., Any]] = {
     "switch": _switch,
     "cancel_switch": lambda served: served.serving().cancel_switch(),
     "update": _update,
+    "update_models": _update_models,
+    "preload": lambda served, keys, timeout: served.serving()._models.preload(keys, timeout),
+    "pin": lambda served, keys, timeout: served.serving()._models.pin(keys, timeout),
+    "unpin": lambda served, keys: served.serving()._models.unpin(keys),
+    "unload": lambda served, keys: served.serving()._models.unload(keys),
     "settings_for": lambda served, **settings: asdict(served.serving().settings_for(**settings)),
     "snapshot": _snapshot,
     "pulse": lambda served: repr(served.serving().pulse()),
@@ -130,4 +143,4 @@ CALLS: dict[str, Callable[..., Any]] = {
     "stop": _stop,
 }
 #: These take long, or import pandas, and a kernel may ask other things meanwhile.
-SLOW = frozenset({"switch", "update", "models", "stats", "kill"})
+SLOW = frozenset({"switch", "update", "update_models", "preload", "pin", "unload", "models", "stats", "kill"})

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.daemon import durations, hello, paths, spawn
@@ -18,13 +17,16 @@ from kit.daemon.jobs import WINDOW_MEASURED, Job
 from kit.daemon.link import Frame, Link
 from kit.daemon.protocol import ERROR, HANDLER, NEED_HANDLER, PRINTED
 from kit.daemon.remote_handler import RemoteHandler
+from kit.daemon.remote_models import RemoteModels, seen_from_anywhere
 from kit.daemon.wire import trouble_of
-from kit.deployment import Deployment, sample_rows, sized_rows
+from kit.deployment import Deployment
+from kit.inputs import sample_rows, sized_rows
 from kit.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kit.deployed_models import ModelCalls
     from kit.snapshot import Snapshot
 
 #: How long the daemon may take to answer where no model is loaded, seconds.
@@ -56,7 +58,6 @@ class RemoteDeployment(Deployment):
         *,
         inference_args: Mapping[str, Any] | None = None,
     ) -> list[Any]:
-        """As `Deployment.predict`."""
         job = self._job(examples, timeout, inference_args)
         try:
             if job.small:
@@ -114,94 +115,56 @@ class RemoteDeployment(Deployment):
     # ---- settings ----------------------------------------------------------------------------
 
     @property
-    def mode(self) -> str:
-        """The serving mode now; another kernel may have switched it."""
-        return self.settings.mode
-
-    @property
     def settings(self) -> Settings:
-        """All serving settings now."""
-        return Settings(**self._connection.call("status")["settings"])
+        return Settings(**self._status()["settings"])
 
     @property
     def handler(self) -> Any:
-        """What this kernel knows of the handler, whose class it may not have: type, model_id, batching options."""
+        with contextlib.suppress(errors.DeploymentLost, errors.DeploymentClosed):
+            self._status()  # another kernel may have updated it
         return self._handler
 
-    def switch(
-        self,
-        mode: str | None = None,
-        *,
-        processes: int | None = None,
-        threads: int | None = None,
-        model_copies: int | None = None,
-        memory_budget: int | float | str | None = None,
-        batching: Mapping[str, Any] | None = None,
-    ) -> Self:
-        """As `Deployment.switch`; kernels that switch at once do so one after the other, and all see the result."""
-        self._connection.call(
-            "switch",
-            mode=mode,
-            processes=processes,
-            threads=threads,
-            model_copies=model_copies,
-            memory_budget=memory_budget,
-            batching=None if batching is None else dict(batching),
-        )
-        return self
+    @property
+    def _models(self) -> ModelCalls:
+        return RemoteModels(self._connection)
 
-    def settings_for(
-        self,
-        mode: str | None = None,
-        *,
-        processes: int | None = None,
-        threads: int | None = None,
-        model_copies: int | None = None,
-        memory_budget: int | float | str | None = None,
-    ) -> Settings:
-        """As `Deployment.settings_for`."""
-        found = self._connection.call(
-            "settings_for",
-            mode=mode,
-            processes=processes,
-            threads=threads,
-            model_copies=model_copies,
-            memory_budget=memory_budget,
-        )
-        return Settings(**found)
+    def _status(self) -> dict[str, Any]:
+        """What the deployment says of itself now."""
+        found: dict[str, Any] = self._connection.call("status")
+        self._handler.learn(found["handler"])
+        return found
+
+    def _switch(self, changes: dict[str, Any], batching: dict[str, Any]) -> None:
+        self._connection.call("switch", **changes, batching=batching)
+        self._status()
+
+    def _settings_for(self, changes: dict[str, Any]) -> Settings:
+        return Settings(**self._connection.call("settings_for", **changes))
 
     def cancel_switch(self) -> bool:
-        """Stop a switch or update that hasn't taken over yet, whoever began it; False when none is under way."""
         return bool(self._connection.call("cancel_switch"))
 
-    def update_model(self, model: Any) -> Self:
-        """As `Deployment.update_model`, for all kernels."""
+    def _update_path(self, path: str) -> None:
+        path = seen_from_anywhere(path)
+        self._connection.call("update", model=path, digest=f"path:{path}")
+        self._status()
+
+    def _update_handler(self, handler: Any) -> None:
         from kit.daemon import sameness
         from kit.engine.packing import pack
 
-        if isinstance(model, str) or hasattr(model, "__fspath__"):
-            path = os.fspath(model)
-            if os.path.exists(path):
-                path = os.path.abspath(path)  # the deployment may have another current folder
-            self._connection.call("update", model=path, digest=f"path:{path}")
-        elif hasattr(model, "run_inference"):
-            self._connection.call("update", model=pack(model), digest=sameness.digest(model))
-        else:
-            raise errors.InvalidSetting(f"update_model({model!r}): give a path or a model handler.")
-        self._handler = RemoteHandler(self._connection.call("status")["handler"], self._connection)
-        return self
+        self._connection.call("update", model=pack(handler), digest=sameness.digest(handler))
+        self._status()
 
     # ---- watching ----------------------------------------------------------------------------
 
     def stats(self) -> pd.DataFrame:
-        """As `Deployment.stats`."""
         import pandas as pd
 
         return pd.DataFrame(self._connection.call("stats"))
 
     @property
     def history(self) -> pd.DataFrame:
-        """As `Deployment.history`."""
         from kit.metrics import FIGURES, frame_of_rows
 
         return frame_of_rows(self._connection.call("history"), FIGURES)
@@ -212,13 +175,6 @@ class RemoteDeployment(Deployment):
         found: dict[str, int] = self._connection.call("counters")
         return found
 
-    def models(self) -> pd.DataFrame:
-        """As `Deployment.models`."""
-        import pandas as pd
-
-        found = self._connection.call("models")
-        return pd.DataFrame(found["rows"], columns=found["columns"])
-
     def clients(self) -> pd.DataFrame:
         """One row a connected kernel: notebook, pid, connections, connected_s (since its first), requests, examples,
         in_flight, and over the last three seconds requests_per_s and elements_per_s."""
@@ -227,7 +183,6 @@ class RemoteDeployment(Deployment):
         return pd.DataFrame(self._connection.call("clients"))
 
     def logs(self, lines: int | None = None) -> str:
-        """As `Deployment.logs`."""
         return str(self._connection.call("logs", lines=lines))
 
     def snapshot(self, seconds: float = 120.0) -> Snapshot:
@@ -243,11 +198,9 @@ class RemoteDeployment(Deployment):
         return self._last_snapshot
 
     def pulse(self) -> tuple[str]:
-        """As `Deployment.pulse`."""
         return (str(self._connection.call("pulse")),)
 
     def kill(self, role: str = "worker", index: int = 0) -> int:
-        """As `Deployment.kill`."""
         return int(self._connection.call("kill", role=role, index=index))
 
     # ---- end ---------------------------------------------------------------------------------
@@ -262,7 +215,6 @@ class RemoteDeployment(Deployment):
         return self._connection.ended is not None
 
     def note(self, kind: str, text: str) -> None:
-        """As `Deployment.note`."""
         self._connection.call("note", kind=kind, text=text)
 
     def raise_if_closed(self) -> None:
@@ -281,8 +233,8 @@ class RemoteDeployment(Deployment):
     def __repr__(self) -> str:
         if self.closed:
             return f"<named deployment {self.name!r}: {self._connection.ended}>"
-        settings = self.settings
-        return f"<named deployment {self.name!r} of {self._handler.type_name}, in the daemon: {settings.describe()}>"
+        words = self.settings.describe(by_key=self._handler.by_key)
+        return f"<named deployment {self.name!r} of {self._handler.type_name}, in the daemon: {words}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         if self.closed:

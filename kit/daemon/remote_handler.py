@@ -15,15 +15,21 @@ class RemoteHandler:
     Attributes:
         type_name: name of the handler's class.
         model_id: path or name of its model, if it has one.
+        by_key: whether it has models by key.
     """
 
     def __init__(self, about: Mapping[str, Any], connection: Connection) -> None:
+        self._connection = connection
+        self.learn(about)
+
+    def learn(self, about: Mapping[str, Any]) -> None:
+        """Take what the deployment says of the handler that it serves now, as `calls.describe` puts it."""
         self.type_name: str = about["type"]
-        self.model_id = about["model_id"]
+        self.model_id: str | None = about["model_id"]
+        self.by_key = bool(about["by_key"])
         self._options = dict(about["options"])
         self._shares = bool(about["shares"])
         self._copies = int(about["copies"])
-        self._connection = connection
         self._accepted: Mapping[str, Any] | None = None
 
     def batching_options(self) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from kit.daemon.protocol import CONNECTION
 from kit.daemon.session import Session
 from kit.daemon.turns import Turns
 from kit.daemon.wire import Malformed
-from kit.deployment import Deployment
 from kit.engine import system
 from kit.engine.asking import preload_of
 from kit.engine.core import Engine
 from kit.engine.logs import Line
 from kit.engine.processes import ForkServer
 from kit.engine.trouble import Trouble
+from kit.own_deployment import OwnDeployment
 from kit.settings import Settings
 
 #: How often an idle deployment looks whether its time is over, seconds.
@@ -47,7 +47,7 @@ class Served:
         self.state = "empty"
         self.digest = ""
         self.since = time.time()
-        self.deployment: Deployment | None = None
+        self.deployment: OwnDeployment | None = None
         self.allow_pickle = False
         self.keep_alive_s: float | None = None
         self.entering: set[Session] = set()  # without an answer to their hello
@@ -111,7 +111,7 @@ class Served:
             self.hearers.append(session)
             engine.logs.on_line = self._pass_on
             engine.start(sent["sample"])
-            self.deployment = Deployment(engine)
+            self.deployment = OwnDeployment(engine)
         except BaseException as error:
             refusal = error if isinstance(error, errors.KitError) else _lost_while_loading(self.name, error)
             self.end(refusal)
@@ -141,7 +141,7 @@ class Served:
                 self._changed.wait()
         self.serving()
 
-    def serving(self) -> Deployment:
+    def serving(self) -> OwnDeployment:
         """The deployment.
 
         Raises:

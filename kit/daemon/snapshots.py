@@ -22,8 +22,19 @@ def pack(snapshot: Snapshot, allow_pickle: bool) -> dict[str, Any]:
     found["events"] = [[event.time, event.kind, event.text, event.pid] for event in snapshot.events]
     found["latest"] = {name: value for name, value in dict(snapshot.latest).items() if _travels(value, allow_pickle)}
     found["sample"] = snapshot.sample if _travels(snapshot.sample, allow_pickle) else []
+    found["models"] = rows_that_travel(snapshot.models, allow_pickle)
     found["switching"] = None if snapshot.switching is None else asdict(snapshot.switching)
     return found
+
+
+def rows_that_travel(rows: list[dict[str, Any]], allow_pickle: bool) -> list[dict[str, Any]]:
+    """Rows of models, with the words for keys of types that don't travel."""
+    if _travels(rows, allow_pickle):
+        return rows
+    return [
+        {**row, "keys": [key if _travels(key, allow_pickle) else repr(key) for key in row.get("keys", ())]}
+        for row in rows
+    ]
 
 
 def unpack(found: dict[str, Any]) -> Snapshot:

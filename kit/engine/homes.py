@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from kit.engine.topology import Topology
 
 
+#: Where the models of mode shared are, in words.
+EVERYWHERE = "all workers"
+
+
 class Place:
     """A model of one topology, or a further copy of it; the model manager's name for it.
 
     Attributes:
         copy: 0, or the number of the copy.
         resident: what is loaded, None when nothing is; loading_at: the process that loads it just now.
+        filling: its segment is being filled, in mode shared.
         size_bytes: of the last load.
         fixed: the process where it has to be, None for any.
     """
@@ -37,10 +42,19 @@ class Place:
         self.fixed = fixed
         self.resident: Resident | None = None
         self.loading_at: Process | None = None
+        self.filling = False
         self.size_bytes: int | None = None
 
     def __repr__(self) -> str:
         return repr(self.model)
+
+    @property
+    def loading_where(self) -> str:
+        """The process that loads it just now, in words; "" for none."""
+        home = self.loading_at
+        if home is not None:
+            return f"{home.role} {home.index}"
+        return EVERYWHERE if self.filling else ""
 
     def serves(self, lane: Lane) -> bool:
         """True when a worker thread can have this model computed on."""
@@ -93,7 +107,7 @@ class Resident:
     def where(self) -> str:
         """Its processes in words."""
         if self.fd >= 0:
-            return "all workers"
+            return EVERYWHERE
         return ", ".join(f"{home.role} {home.index}" for home in self.homes) or "a process that has ended"
 
     @property

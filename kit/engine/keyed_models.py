@@ -11,6 +11,7 @@ from kit.engine.keyed_runner import KeyedRunner
 from kit.engine.local_model import Compute, LocalModel
 from kit.key_routes import KeyModel, Route, Routes
 from kit.manager import ModelManager
+from kit.manager.entry import blank_row
 
 
 class RunnerPool:
@@ -116,7 +117,7 @@ class KeyedModels(RunnerPool):
         rows = self.manager.rows()
         asked = {row["name"] for row in rows}
         found = [{"keys": keys.get(row.pop("name"), []), **row} for row in rows]
-        return found + [{"keys": keys[model], "state": "evicted", "loads": 0} for model in keys if model not in asked]
+        return found + [{"keys": keys[model], **blank_row()} for model in keys if model not in asked]
 
 
 def _load(model: Any) -> Any:

@@ -73,7 +73,11 @@ class ModelLoads:
             WorkerDied: the home died. KitError: the load failed.
         """
         if place.topology.settings.mode == "shared" and place.fixed is None:
-            return self.segments.bring(place)
+            place.filling = True
+            try:
+                return self.segments.bring(place)
+            finally:
+                place.filling = False
         home = self._home_for(place)
         place.loading_at = home
         spec = self._places.specs.loaded(place.spec)

@@ -109,6 +109,13 @@ class Entry:
         self.used_at = now
 
 
+def blank_row() -> dict[str, Any]:
+    """The row, without a name, of a model that was never asked for."""
+    row = Entry(None).row(0.0, 0.0)
+    del row["name"]
+    return row
+
+
 class Lease:
     """The right to use a loaded model: it isn't evicted until `release`, which the end of a ``with`` calls.
 

@@ -42,6 +42,11 @@ class Views:
         return self._room.used_bytes
 
     @property
+    def loading(self) -> int:
+        """Loads under way."""
+        return self._room.loading
+
+    @property
     def overshoot_bytes(self) -> int:
         """Most bytes ever above the budget: by a model whose size wasn't known, or was said to be less."""
         return self._room.overshoot_bytes
