@@ -37,10 +37,11 @@ def model(*keys, state="resident", **more):
         "pinned": False,
         "error": None,
         "where": "worker 0" if state == "resident" else "",
+        "loading_at": "",
         **more,
     }
     copies = len(model_rows.homes(row)) if state == "resident" else 0
-    return {**row, "copies": copies, "resident_bytes": copies * row["size_bytes"]}
+    return {**row, "copies": copies, "resident_bytes": copies * (row["size_bytes"] or 0)}
 
 
 def never_asked(*keys):
@@ -48,7 +49,7 @@ def never_asked(*keys):
     nan = float("nan")
     row = {"keys": list(keys), "state": "evicted", "loads": 0, "size_bytes": nan, "score": nan, "hits": nan}
     row |= {"pinned": nan, "in_use": nan, "idle_s": nan, "error": nan}
-    return {**row, "where": "", "copies": 0, "resident_bytes": 0}
+    return {**row, "where": "", "loading_at": "", "copies": 0, "resident_bytes": 0}
 
 
 FOUR = [
@@ -77,9 +78,9 @@ def at(models, where):
 
 def slots_of(picture):
     """For each process of a picture, and the segment, what its slots hold."""
-    root = xml.etree.ElementTree.fromstring(picture)
+    root = xml.etree.ElementTree.fromstring(f"<div>{picture}</div>")  # kernels may be drawn above
     boxes = [one for one in root.iter() if one.get("class", "").startswith(("kit-process", "kit-segment"))]
-    held = [[slot for slot in box.iter() if slot.get("class") == "kit-slot"] for box in boxes]
+    held = [[slot for slot in box.iter() if slot.get("class", "").startswith("kit-slot")] for box in boxes]
     return [[next(iter(slot)).text.split(":")[0] for slot in found] for found in held]
 
 
@@ -103,6 +104,54 @@ def test_the_slots_are_where_the_models_are(snapshot):  # noqa: F811
     shared = keyed(snapshot, at(FOUR, "all workers"), "shared")
     assert slots_of(topology.draw(shared)) == [[], [], ["films", "tweets"]]
     assert "mapped by every worker: 2 models, 182 of 400 MB" in topology.text(shared)
+
+
+def filling_of(picture):
+    """What the slots that are filling hold, the slot's width, and how much of its height is full."""
+    root = xml.etree.ElementTree.fromstring(picture)
+    slots = [slot for slot in root.iter() if slot.get("class") == "kit-slot kit-filling"]
+    boxes = [slot.findall("{http://www.w3.org/2000/svg}rect") for slot in slots]
+    full = [float(level.get("height")) / float(frame.get("height")) for frame, level in boxes]
+    return [
+        (next(iter(slot)).text, float(frame.get("width")), level)
+        for slot, (frame, _), level in zip(slots, boxes, full, strict=True)
+    ]
+
+
+def test_the_slot_of_a_model_that_is_being_loaded_is_filling(snapshot):  # noqa: F811
+    waiting = model("mail", state="loading")  # for room: no process has begun with it
+    loading = model("reviews", state="loading", loading_at="worker 1")
+    copied = model("news", where="worker 0", loading_at="worker 1")
+    found = keyed(snapshot, [model("tweets"), waiting, loading, copied])
+    picture = topology.draw(found)
+    assert slots_of(picture) == [["news", "tweets"], ["news", "reviews"]]
+    assert [(title, level) for title, _, level in filling_of(picture)] == [
+        ("news: loading, 91 MB", 0.5),
+        ("reviews: loading, 91 MB", 0.5),
+    ]
+    assert "0 models, 0 B, 2 loading" in picture
+    assert "holds 0 models, 0 B, 2 loading" in topology.text(found)
+    loaded = [{**loading, "state": "resident", "where": "worker 1", "loading_at": ""}, model("tweets")]
+    picture = topology.draw(keyed(snapshot, loaded))
+    assert filling_of(picture) == []
+    assert slots_of(picture) == [["tweets"], ["reviews"]]
+
+
+def test_a_model_whose_size_is_not_known_yet_fills_a_slot_as_wide_as_the_others(snapshot):  # noqa: F811
+    new = model("new", state="loading", loading_at="worker 0", size_bytes=None)
+    alone = filling_of(topology.draw(keyed(snapshot, [new])))
+    assert alone[0][0] == "new: loading, size unknown"
+    assert alone[0][1] > 10
+    [[_, width, _]] = filling_of(topology.draw(keyed(snapshot, [new, model("tweets", where="worker 1")])))
+    [[_, same, _]] = filling_of(topology.draw(keyed(snapshot, [{**new, "size_bytes": 91_000_000}])))
+    assert width == pytest.approx(same, abs=1)
+
+
+def test_a_segment_that_is_filled_is_drawn_so(snapshot):  # noqa: F811
+    rows = [model("tweets", where="all workers"), model("films", state="loading", loading_at="all workers")]
+    found = keyed(snapshot, rows, "shared")
+    assert slots_of(topology.draw(found)) == [[], [], ["films", "tweets"]]
+    assert "mapped by every worker: 1 model, 91 of 400 MB, 1 loading" in topology.text(found)
 
 
 def test_slots_are_as_wide_as_their_models_and_stay_in_their_box(snapshot):  # noqa: F811

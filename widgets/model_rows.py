@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from kit.memory import format_bytes
 from widgets.html import GREEN, GREY, ORANGE, SKY, VERMILLION, shortened
 
 if TYPE_CHECKING:
-    from kit.deployment import Deployment
     from kit.snapshot import Snapshot
 
 Row = dict[str, Any]
@@ -20,18 +18,6 @@ Row = dict[str, Any]
 SHOWN = 20
 #: State -> its colour, in the order in which counts are told.
 STATES = {"resident": GREEN, "loading": ORANGE, "host tier": SKY, "evicted": GREY, "failed": VERMILLION}
-
-
-def with_models(snapshot: Snapshot, deployment: Deployment) -> Snapshot:
-    """The snapshot with the models by key of its deployment, as it is without any."""
-    handler = deployment.handler
-    if getattr(handler, "routes", None) is None or snapshot.closed:
-        return snapshot
-    table = deployment.models()
-    if "keys" not in table:
-        return snapshot
-    rows = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-    return dataclasses.replace(snapshot, models=rows, models_budget=getattr(handler, "memory_budget", None))
 
 
 def identity(row: Row) -> Hashable:
@@ -84,14 +70,25 @@ def loaded(snapshot: Snapshot) -> str:
     return f"{len(rows):,} models by key, {count:,} loaded: {of_budget(resident_bytes(rows), budget_of(snapshot))}"
 
 
-def homes(row: Row) -> list[str]:
-    """The processes where it is loaded, such as "worker 0"; "all workers" where they share one segment."""
-    return [home for home in str(row.get("where") or "").split(", ") if home]
+def homes(row: Row, column: str = "where") -> list[str]:
+    """The processes where it is loaded, such as "worker 0"; "all workers" where they share one segment.
+
+    Those where it is being loaded with the column "loading_at".
+    """
+    return [home for home in str(row.get(column) or "").split(", ") if home]
 
 
 def held_by(rows: Sequence[Row], home: str) -> list[Row]:
-    """The models that are loaded in a process."""
-    return [row for row in rows if home in homes(row)]
+    """The models that a process has, or is loading: these with a state of "loading"."""
+    loaded = [row for row in rows if home in homes(row)]
+    filling = [row for row in rows if home in homes(row, "loading_at") and row not in loaded]
+    return loaded + [{**row, "state": "loading", "size_bytes": size(row) or typical_bytes(rows)} for row in filling]
+
+
+def typical_bytes(rows: Sequence[Row]) -> int:
+    """The mean size of the models whose sizes are known; 0 when none is."""
+    sizes = [size(row) for row in rows if size(row)]
+    return sum(sizes) // len(sizes) if sizes else 0
 
 
 def budget_of(snapshot: Snapshot) -> int | None:
