@@ -1,7 +1,7 @@
 """`Deployment`: a handler being served, which you ask, switch, watch and close.
 
 What every deployment can do stands here; how stands in its two kinds, and either of them must say:
-`OwnDeployment` serves from this process, `RemoteDeployment` (daemon/client.py) from the user's daemon.
+`OwnDeployment` serves from this process, `RemoteDeployment` (daemon/remote_deployment.py) from the user's daemon.
 """
 
 from __future__ import annotations

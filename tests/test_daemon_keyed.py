@@ -13,7 +13,7 @@ import pytest
 
 import kit
 from kit import KeyedModelHandler, KeyModelMapping, KeyModelPathMapping, RunInference, errors
-from kit.daemon.client import RemoteDeployment
+from kit.daemon.remote_deployment import RemoteDeployment
 from kit.own_deployment import OwnDeployment
 from tests.daemon_kernels import Kernel, wait_for
 from tests.models import Doubling

@@ -17,7 +17,7 @@ import cloudpickle
 import kit
 from kit import errors
 from kit.daemon import sameness
-from kit.daemon.client import RemoteDeployment
+from kit.daemon.remote_deployment import RemoteDeployment
 from kit.deployment import Deployment
 from kit.engine.packing import pack
 

@@ -13,7 +13,7 @@ from kit.beam.core_handler import core_of, gives_results, largest_batch
 from kit.beam.dofn import BAD, Options, ServeDoFn
 from kit.beam.serving import Source
 from kit.checks import check_handler, check_platform
-from kit.daemon.client import RemoteDeployment
+from kit.daemon.remote_deployment import RemoteDeployment
 from kit.deployment import Deployment
 from kit.settings import Settings
 

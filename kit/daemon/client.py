@@ -3,246 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.daemon import durations, hello, paths, spawn
 from kit.daemon.connection import Connection, show_print
-from kit.daemon.jobs import WINDOW_MEASURED, Job
 from kit.daemon.link import Frame, Link
 from kit.daemon.protocol import ERROR, HANDLER, NEED_HANDLER, PRINTED
-from kit.daemon.remote_handler import RemoteHandler
-from kit.daemon.remote_models import RemoteModels, seen_from_anywhere
+from kit.daemon.remote_deployment import RemoteDeployment
+from kit.daemon.spawn import ANSWER_S
+from kit.daemon.spawn import stop as stop
 from kit.daemon.wire import trouble_of
-from kit.deployment import Deployment
-from kit.inputs import sample_rows, sized_rows
+from kit.inputs import sample_rows
 from kit.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from kit.deployed_models import ModelCalls
-    from kit.snapshot import Snapshot
-
-#: How long the daemon may take to answer where no model is loaded, seconds.
-ANSWER_S = 30.0
-
-
-class RemoteDeployment(Deployment):
-    """A named deployment, which lives in the user's daemon; the same surface as one of this process.
-
-    `close` (and `with`, and dropping the last reference) only lets go of it; `stop` ends it for everyone.
-    """
-
-    def __init__(self, link: Link, status: Mapping[str, Any]) -> None:
-        link.allow_pickle = bool(status["allow_pickle"])
-        self.name: str = status["name"]
-        #: True when the handler was served already, and so wasn't loaded again.
-        self.attached: bool = bool(status["known"])
-        self._connection = Connection(link, self.name, status["pid"])
-        self._handler = RemoteHandler(status["handler"], self._connection)
-        self._last_snapshot: Snapshot | None = None
-        self._detach = weakref.finalize(self, self._connection.close)
-
-    # ---- predictions -------------------------------------------------------------------------
-
-    def predict(
-        self,
-        examples: Any,
-        timeout: float | None = None,
-        *,
-        inference_args: Mapping[str, Any] | None = None,
-    ) -> list[Any]:
-        job = self._job(examples, timeout, inference_args)
-        try:
-            if job.small:
-                # Nobody has to wake this thread when it reads its answer itself.
-                found: list[Any] = self._connection.wait(job.future)
-                return found
-            self._connection.call_reader()
-            return job.future.result()
-        except BaseException:
-            # On interrupt: nobody will read the answer.
-            job.future.cancel()
-            raise
-
-    def submit(
-        self,
-        examples: Any,
-        deadline: float | None = None,
-        *,
-        inference_args: Mapping[str, Any] | None = None,
-        isolate: bool = False,
-        batch_timeout: float | None = None,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Future[list[Any]]:
-        """As `Deployment.submit`; examples travel in windows, at most three under way at a time.
-
-        Raises:
-            UnsupportedType: an example's type doesn't travel.
-            DeploymentLost: the deployment was stopped, or its process is gone.
-        """
-        job = self._job(
-            examples,
-            deadline,
-            inference_args,
-            isolate=isolate,
-            batch_timeout_s=batch_timeout,
-            on_progress=on_progress,
-        )
-        # The future keeps the connection: dropping the last other reference must not fail it.
-        job.future.deployment = self  # type: ignore[attr-defined]
-        self._connection.call_reader()
-        return job.future
-
-    def _job(
-        self, examples: Any, deadline: float | None, inference_args: Mapping[str, Any] | None, **options: Any
-    ) -> Job:
-        rows = sized_rows(examples, deadline)
-        if inference_args is not None:
-            self._handler.validate_inference_args(inference_args)
-        self._connection.raise_if_ended()
-        until = None if deadline is None else time.monotonic() + deadline
-        if "batch_length_fn" in self._handler.batching_options():
-            options["window"] = WINDOW_MEASURED
-        return Job(self._connection, rows, inference_args, deadline=until, **options).start()
-
-    # ---- settings ----------------------------------------------------------------------------
-
-    @property
-    def settings(self) -> Settings:
-        return Settings(**self._status()["settings"])
-
-    @property
-    def handler(self) -> Any:
-        with contextlib.suppress(errors.DeploymentLost, errors.DeploymentClosed):
-            self._status()  # another kernel may have updated it
-        return self._handler
-
-    @property
-    def _models(self) -> ModelCalls:
-        return RemoteModels(self._connection)
-
-    def _status(self) -> dict[str, Any]:
-        """What the deployment says of itself now."""
-        found: dict[str, Any] = self._connection.call("status")
-        self._handler.learn(found["handler"])
-        return found
-
-    def _switch(self, changes: dict[str, Any], batching: dict[str, Any]) -> None:
-        self._connection.call("switch", **changes, batching=batching)
-        self._status()
-
-    def _settings_for(self, changes: dict[str, Any]) -> Settings:
-        return Settings(**self._connection.call("settings_for", **changes))
-
-    def cancel_switch(self) -> bool:
-        return bool(self._connection.call("cancel_switch"))
-
-    def _update_path(self, path: str) -> None:
-        path = seen_from_anywhere(path)
-        self._connection.call("update", model=path, digest=f"path:{path}")
-        self._status()
-
-    def _update_handler(self, handler: Any) -> None:
-        from kit.daemon import sameness
-        from kit.engine.packing import pack
-
-        self._connection.call("update", model=pack(handler), digest=sameness.digest(handler))
-        self._status()
-
-    # ---- watching ----------------------------------------------------------------------------
-
-    def stats(self) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.DataFrame(self._connection.call("stats"))
-
-    @property
-    def history(self) -> pd.DataFrame:
-        from kit.metrics import FIGURES, frame_of_rows
-
-        return frame_of_rows(self._connection.call("history"), FIGURES)
-
-    @property
-    def counters(self) -> dict[str, int]:
-        """As `Deployment.counters`, over all kernels."""
-        found: dict[str, int] = self._connection.call("counters")
-        return found
-
-    def clients(self) -> pd.DataFrame:
-        """One row a connected kernel: notebook, pid, connections, connected_s (since its first), requests, examples,
-        in_flight, and over the last three seconds requests_per_s and elements_per_s."""
-        import pandas as pd
-
-        return pd.DataFrame(self._connection.call("clients"))
-
-    def logs(self, lines: int | None = None) -> str:
-        return str(self._connection.call("logs", lines=lines))
-
-    def snapshot(self, seconds: float = 120.0) -> Snapshot:
-        """As `Deployment.snapshot`; what can't travel of the latest answer and the sample is left out.
-
-        Once the deployment is gone, this is the last one that was taken from here.
-        """
-        from kit.daemon import snapshots
-
-        if self.closed and self._last_snapshot is not None:
-            return dataclasses.replace(self._last_snapshot, closed=True)
-        self._last_snapshot = snapshots.unpack(self._connection.call("snapshot", seconds=float(seconds)))
-        return self._last_snapshot
-
-    def pulse(self) -> tuple[str]:
-        return (str(self._connection.call("pulse")),)
-
-    def kill(self, role: str = "worker", index: int = 0) -> int:
-        return int(self._connection.call("kill", role=role, index=index))
-
-    # ---- end ---------------------------------------------------------------------------------
-
-    def at_close(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """As `Deployment.at_close`: also called when this kernel lets go of the deployment."""
-        return self._connection.call_at_end(callback)
-
-    @property
-    def closed(self) -> bool:
-        """True once this kernel has let go of it, or it is gone."""
-        return self._connection.ended is not None
-
-    def note(self, kind: str, text: str) -> None:
-        self._connection.call("note", kind=kind, text=text)
-
-    def raise_if_closed(self) -> None:
-        """Raise DeploymentLost or DeploymentClosed, or what else ended it, when nothing can be answered any more."""
-        self._connection.call("check")
-
-    def stop(self) -> None:
-        """End the named deployment for everyone. Idempotent."""
-        stop(self.name, missing_ok=True)
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the deployment, which goes on; this kernel's requests that wait fail. Idempotent."""
-        self._detach()
-
-    def __repr__(self) -> str:
-        if self.closed:
-            return f"<named deployment {self.name!r}: {self._connection.ended}>"
-        words = self.settings.describe(by_key=self._handler.by_key)
-        return f"<named deployment {self.name!r} of {self._handler.type_name}, in the daemon: {words}>"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        if self.closed:
-            return {"text/plain": repr(self)}
-        return {"text/plain": repr(self), "text/html": str(self._connection.call("summary"))}
-
-
-# ---- module functions ---------------------------------------------------------------------------
 
 
 def connect(name: str) -> RemoteDeployment:
@@ -320,22 +98,6 @@ def look(name: str) -> Iterator[tuple[dict[str, Any], Connection]]:
         yield status, connection
     finally:
         connection.close()
-
-
-def stop(name: str, *, missing_ok: bool = False) -> None:
-    """End a named deployment: its processes end, and kernels that are connected get an error that says so.
-
-    Raises:
-        UnknownDeployment: there is none, unless `missing_ok`.
-    """
-    try:
-        found = spawn.open_link(hello.hello(hello.STOP, paths.check_name(name)), timeout_s=2 * ANSWER_S)
-        if found is None:
-            raise hello.unknown(name, "")
-        found[0].close()
-    except errors.UnknownDeployment:
-        if not missing_ok:
-            raise
 
 
 def _serve_named(

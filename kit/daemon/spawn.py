@@ -1,4 +1,4 @@
-"""Reaching the daemon, and starting it when there is none."""
+"""Reaching the daemon, starting it when there is none, and having it stop a deployment."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from kit import errors
-from kit.daemon import paths
+from kit.daemon import hello, paths
 from kit.daemon.link import Frame, Link, LinkClosed, VersionDiffers
 from kit.daemon.protocol import ERROR, HELLO
 from kit.daemon.wire import trouble_of
 
 START_S = 20.0
+#: How long the daemon may take to answer where no model is loaded, seconds.
+ANSWER_S = 30.0
 TRIES = 5
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from kit.daemon.daemon import start; start({folder!r}, {ready})"
 
@@ -74,6 +76,22 @@ def _introduce(link: Link, said: dict[str, Any], timeout_s: float | None) -> Fra
     if frame.kind == ERROR:
         raise trouble_of(frame.decoder.value()).error()
     return frame
+
+
+def stop(name: str, *, missing_ok: bool = False) -> None:
+    """End a named deployment: its processes end, and kernels that are connected get an error that says so.
+
+    Raises:
+        UnknownDeployment: there is none, unless `missing_ok`.
+    """
+    try:
+        found = open_link(hello.hello(hello.STOP, paths.check_name(name)), timeout_s=2 * ANSWER_S)
+        if found is None:
+            raise hello.unknown(name, "")
+        found[0].close()
+    except errors.UnknownDeployment:
+        if not missing_ok:
+            raise
 
 
 def connect(folder: Path) -> socket.socket | None:
