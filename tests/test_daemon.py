@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import statistics
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +239,69 @@ def test_requests_of_several_kernels_share_a_batch(runtime: Path) -> None:
     assert row["connections"] == 4
     assert row["requests"] >= 24
     assert list(kit.deployments()["kernels"]) == [1]
+
+
+class Counted(kit.ModelHandler):
+    """Answers with how many examples were computed before, and how many in the same batch; some milliseconds each."""
+
+    def load_model(self) -> list[int]:
+        return [0]
+
+    def run_inference(self, batch: Any, model: list[int], inference_args: Any = None) -> Any:
+        time.sleep(0.005 * len(batch))
+        model[0] += len(batch)
+        return [(model[0], len(batch))] * len(batch)
+
+
+def test_a_job_of_a_million_lets_a_single_request_in_after_one_example(runtime: Path) -> None:
+    with kit.deploy(Counted(max_batch_size=8), name="counted", processes=1) as deployment:
+        deployment.predict(list(range(8)))  # now it is known what an example costs
+        job = kit.connect("counted").submit(list(range(1_000_000)))
+        found = [deployment.predict([number])[0].inference[0] for number in range(40)]
+        job.cancel()
+        between = sorted(after - before for before, after in itertools.pairwise(found))
+        # The request itself, and one of the job's that was begun when the one before was answered.
+        assert statistics.median(between) <= 2, between
+
+
+def test_kernels_with_requests_of_one_size_keep_whole_batches(runtime: Path) -> None:
+    with kit.deploy(Counted(max_batch_size=16), name="counted", processes=1) as deployment:
+        others = [kit.connect("counted") for _ in range(3)]
+        sizes = set()
+        for _ in range(5):
+            futures = [other.submit(list(range(16))) for other in (deployment, *others)]
+            sizes |= {prediction.inference[1] for future in futures for prediction in future.result(60)}
+        assert sizes == {16}
+
+
+def test_a_kernel_with_a_thousand_requests_lets_one_of_another_in(runtime: Path) -> None:
+    with kit.deploy(Counted(max_batch_size=1), name="counted", processes=1) as deployment:
+        many = kit.connect("counted")
+        many.predict([0])
+        flood = [many.submit([number]) for number in range(1000)]
+        assert deployment.predict([0])[0].inference[0] < 200
+        for future in flood:
+            future.cancel()
+
+
+def test_planned_batches_that_are_cut_for_others_are_answered_in_order(runtime: Path) -> None:
+    handler = kit.ModelHandler.from_callable(
+        lambda: None,
+        lambda batch, model: [time.sleep(0.001 * len(batch)) or len(text) for text in batch],
+        batch_length_fn=len,
+        max_batch_size=32,
+    )
+    texts = ["x" * (number % 50 + 1) for number in range(3000)]
+    with kit.deploy(handler, name="lengths", processes=1) as deployment:
+        deployment.predict(texts[:32])
+        job = kit.connect("lengths").submit(texts)
+
+        def done() -> bool:
+            assert deployment.predict(["abc"])[0].inference == 3
+            return job.done()
+
+        wait_for(done, "the job is done beside another kernel's requests", 60)
+        assert [prediction.inference for prediction in job.result()] == list(map(len, texts))
 
 
 def test_each_kernel_is_listed_with_its_rate(runtime: Path) -> None:

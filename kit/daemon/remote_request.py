@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kit.daemon.turns import bytes_each
 from kit.daemon.wire import Encoder, Malformed
 from kit.engine.codec import Rows, concatenate
 from kit.engine.requests import Request
@@ -34,7 +33,6 @@ class RemoteRequest(Request):
     troubles: dict[int, Trouble]
     session: Session
     dispatcher: Dispatcher
-    each_bytes: float
 
     @classmethod
     def make(cls, options: Any, examples: Any, session: Session) -> RemoteRequest:
@@ -61,21 +59,8 @@ class RemoteRequest(Request):
         request.troubles = {}
         request.session = session
         request.dispatcher = dispatcher
-        request.each_bytes = bytes_each(examples)
+        request.turn = session.served.turns.asks(session, request, dispatcher)
         return request
-
-    def take(self, most: int) -> Sequence[int]:
-        """The next indices: fewer than a planned batch while other kernels wait for their turn."""
-        turns = self.session.served.turns
-        limit = turns.most(self.dispatcher)
-        if limit is not None:
-            most = min(most, limit)
-            if self._batches and len(self._batches[0]) > limit:
-                batch = self._batches.popleft()
-                self._batches.extendleft((batch[limit:], batch[:limit]))
-        taken = super().take(most)
-        turns.took(self.session, len(taken) * self.each_bytes)
-        return taken
 
     def answer(self, indices: Sequence[int], values: Any, model_ids: Any, plain: bool) -> None:
         """Keep the values of the examples at `indices`."""

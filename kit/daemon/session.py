@@ -148,12 +148,7 @@ class Session:
         self.waiting[number] = request
         request.future.add_done_callback(lambda future: self._answer(number, request, future))
         try:
-            dispatcher = request.dispatcher
-            self.served.turns.asks(self)
-            dispatcher.submit(request)
-            with dispatcher.lock:
-                if request.untaken and self.served.turns.goes_first(self):
-                    dispatcher.backlog.put_first(request)
+            request.dispatcher.submit(request)
         except errors.KitError as error:
             request.fail_all(error)
 

@@ -26,6 +26,8 @@ LEAST_CHUNK_S = 0.002
 MAX_CHUNK_BYTES = 8 << 20
 #: Below this time a chunk a lane is kept in reserve.
 PREFETCH_S = 0.1
+#: Requests among which is looked for the one whose turn it is.
+LOOK = 64
 
 
 class Prepared(NamedTuple):
@@ -86,7 +88,7 @@ class Backlog:
     def next(self, lanes: list[Lane], now: float) -> tuple[Lane, Chunk] | None:
         """A chunk and the lane that is to have it; None when nothing waits or no lane is free."""
         lane = free_lane(lanes, self.depth(), now)
-        chunk = None if lane is None else self.next_chunk(len(lanes), now)
+        chunk = None if lane is None else self.next_chunk(len(lanes), now, reserve=bool(lane.in_flight))
         return None if lane is None or chunk is None else (lane, chunk)
 
     def note_answer(self, chunk: Chunk, seconds: float) -> None:
@@ -112,13 +114,10 @@ class Backlog:
     def add(self, request: Request) -> None:
         """Queue a request."""
         self.queued += request.count
-        self.requests.append(request)
-
-    def put_first(self, request: Request) -> None:
-        """Give a request that waits the next turn."""
-        if request in self.requests:
-            self.requests.remove(request)
+        if request.turn is not None and request.turn.early():
             self.requests.appendleft(request)
+        else:
+            self.requests.append(request)
 
     def forget(self, request: Request) -> None:
         """Drop what is left of a request that has ended."""
@@ -144,8 +143,12 @@ class Backlog:
 
     # ---- giving out --------------------------------------------------------------------------
 
-    def next_chunk(self, lanes: int, now: float) -> Chunk | None:
-        """The next chunk for one of `lanes` lanes; None when nothing waits, or only for company."""
+    def next_chunk(self, lanes: int, now: float, *, reserve: bool = False) -> Chunk | None:
+        """The next chunk for one of `lanes` lanes; None when nothing waits, or only for company or for an idle lane.
+
+        Args:
+            reserve: the lane is computing another one.
+        """
         self.due_at = None
         while self.again:
             chunk = self.again.popleft()
@@ -155,14 +158,12 @@ class Backlog:
             self.requests.popleft()
         if not self.requests:
             return None
-        request: Request | None = self.requests[0]
-        if self._wait_s:
-            request = self._ripe(now)
-            if request is None:
-                return None
+        request = self._ripe(now) if self._wait_s else self._first(reserve)
+        if request is None:
+            return None
+        if request is not self.requests[0]:
             self.requests.remove(request)
             self.requests.appendleft(request)
-        assert request is not None
         parts = [self._take(request, self._share(request, lanes))]
         if request.untaken == 0:
             self.requests.popleft()
@@ -170,6 +171,11 @@ class Backlog:
             self.requests.rotate(-1)
         self._merge(parts)
         return Chunk(parts)
+
+    def _first(self, reserve: bool) -> Request | None:
+        """The request whose turn it is."""
+        first = self.requests[0]
+        return first if first.turn is None else first.turn.pick(islice(self.requests, LOOK), reserve=reserve)
 
     def _ripe(self, now: float) -> Request | None:
         """The first request of those that may share a batch and fill it, or of which one has waited long enough."""
@@ -235,6 +241,8 @@ class Backlog:
     def _may_join(self, request: Request, first: Request, room: int) -> bool:
         if request.ended or request.batch_timeout_s is not None or not _alike(first, request):
             return False
+        if request.turn is not None and request.turn.most(request) is not None:
+            return False  # too long for those that it would join
         # A batch that was waited for is filled to the brim; otherwise whole requests join, which end together.
         return bool(self._wait_s) or (request.untaken <= room and not request.planned)
 

@@ -164,13 +164,6 @@ class KeyedBacklog:
             queue.backlog.put_again([chunk])
             self._enter(queue)
 
-    def put_first(self, request: Request) -> None:
-        """Give a request that waits the next turn of each of its models."""
-        for group in request.groups:
-            queue = self._queues.get(group.route)
-            if queue is not None:
-                queue.backlog.put_first(group)
-
     def forget(self, request: Request) -> None:
         """Drop what is left of a request that has ended."""
         for group in request.groups:
@@ -228,7 +221,7 @@ class KeyedBacklog:
                 lease.release()  # its process has just died
             elif lease is not None:
                 before = backlog.queued
-                chunk = backlog.next_chunk(len(able), now)
+                chunk = backlog.next_chunk(len(able), now, reserve=bool(lane.in_flight))
                 self.queued += backlog.queued - before
                 if chunk is None:
                     lease.release()

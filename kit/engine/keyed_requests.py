@@ -50,6 +50,7 @@ class Group(Request):
         )
         self._whole = whole
         self.future = whole.future
+        self.turn = whole.turn
         self.accepted_at = whole.accepted_at
         self.route = route
         self.positions = positions

@@ -6,10 +6,10 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from kit import batching, errors
 from kit.engine.codec import Rows
@@ -35,6 +35,22 @@ def results_of(examples: Any, values: Any, model_ids: Any) -> list[PredictionRes
     return list(map(_make_result, zip(examples, values, model_ids)))  # noqa: B905 - repeat has no end
 
 
+class Turn(Protocol):
+    """Says whose turn it is, where a deployment has callers that must not hold each other up."""
+
+    def pick(self, requests: Iterable[Request], *, reserve: bool) -> Request | None:
+        """The one to be given out next; with `reserve`, behind what a worker computes. None for none of these."""
+
+    def most(self, request: Request) -> int | None:
+        """Examples of the request's next piece at most; None for no limit."""
+
+    def early(self) -> bool:
+        """True when the request goes before all that wait."""
+
+    def took(self, count: int) -> None:
+        """So many examples of the caller's go to a worker."""
+
+
 class Request:
     """Examples of one caller.
 
@@ -46,7 +62,12 @@ class Request:
         batch_timeout_s: longest time that one batch may be computed, seconds.
         options: batching options; None when batches can't be planned before pre-processing.
         on_progress: called with a number of examples whenever that many more are done.
+
+    Attributes:
+        turn: says how it takes turns with others; None for one after the other.
     """
+
+    turn: Turn | None = None
 
     def __init__(
         self,
@@ -109,16 +130,26 @@ class Request:
             self.longest = self.weight = math.inf  # waits for nobody: the worker says what is wrong with it
 
     def take(self, most: int) -> Sequence[int]:
-        """The next indices: about `most` examples, whole batches where these are planned."""
+        """The next indices: about `most` examples, whole batches where these are planned and its turn isn't shorter."""
+        limit = None if self.turn is None else self.turn.most(self)
+        taken = self._next(most if limit is None else min(most, limit), limit)
+        self.untaken -= len(taken)
+        if self.turn is not None:
+            self.turn.took(len(taken))
+        return taken
+
+    def _next(self, most: int, limit: int | None) -> Sequence[int]:
         if self._batches is None:
             start = self._position
             self._position = stop = min(self.count, start + most)
-            self.untaken -= stop - start
             return range(start, stop)
-        taken: list[int] = list(self._batches.popleft())
+        batch = self._batches.popleft()
+        if limit is not None and len(batch) > limit:
+            self._batches.appendleft(batch[limit:])
+            return batch[:limit]
+        taken = list(batch)
         while self._batches and len(taken) + len(self._batches[0]) <= most:
             taken += self._batches.popleft()
-        self.untaken -= len(taken)
         return taken
 
     def answer(self, indices: Sequence[int], values: Any, model_ids: Any, plain: bool) -> None:

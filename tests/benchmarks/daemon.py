@@ -200,8 +200,8 @@ def _bare_round_trip() -> Figure:
 
 
 def _fairness(deployment: Any) -> Figure:
-    """One text at a time, alone and beside a kernel with an endless job."""
-    calls = 20 if harness.quick else 60
+    """One text at a time, alone and beside a kernel with an endless job, in turn."""
+    rounds, calls = (2, 20) if harness.quick else (5, 40)
 
     def p95() -> float:
         times = []
@@ -211,19 +211,25 @@ def _fairness(deployment: Any) -> Figure:
             times.append(time.perf_counter() - began)
         return harness.quantile(sorted(times), 0.95)
 
-    alone = p95()
+    alone, beside = [], []
     with Kernel() as kernel:
         kernel.run(_IMPORTS + _CONNECT)
-        kernel.send("d.predict(['Where is my parcel, please?'] * 1_000_000)")
-        began = deployment.counters["answered"]
-        while deployment.counters["answered"] < began + 200:
-            deployment.predict(["until the job is under way"])
-        beside = p95()
+        for _ in range(rounds):
+            alone.append(p95())
+            kernel.send("d.predict(['Where is my parcel, please?'] * 1_000_000)")
+            began = deployment.counters["answered"]
+            while deployment.counters["answered"] < began + 200:
+                deployment.predict(["until the job is under way"])
+            beside.append(p95())
+            kernel.interrupt()
+            with contextlib.suppress(RuntimeError):  # its KeyboardInterrupt
+                kernel.receive()
+    ratio = statistics.median(b / a for a, b in zip(alone, beside, strict=True))
     return Figure(
         "p95 of single texts beside another kernel's job of a million, vs alone",
-        harness.duration(beside),
-        harness.duration(alone),
-        f"{beside / alone:.2f}×",
+        harness.duration(statistics.median(beside)),
+        harness.duration(statistics.median(alone)),
+        f"{ratio:.2f}×",
         f"≤ {TWICE:g}×",
-        beside <= TWICE * alone,
+        ratio <= TWICE,
     )
