@@ -18,8 +18,8 @@ from kit.daemon.link import Frame, Link, LinkClosed
 from kit.daemon.protocol import CALL, CANCEL, ERROR, PRINTED
 from kit.daemon.wire import Encoder, Malformed, trouble_of
 
-#: Longest that a thread waits awake for an answer, seconds.
-SPIN_S = 200e-6
+#: Longest that a thread waits awake for an answer, seconds: being woken costs a short round trip a third more.
+SPIN_S = 500e-6
 #: A kernel that has asked nothing for so long is idle, seconds.
 IDLE_S = 0.5
 #: Called once with the frame that answers, or with the error in its place.

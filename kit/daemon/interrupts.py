@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# The C function: its wrapper, which makes enums, costs more than all the rest, and this is done for every request.
-_set = getattr(signal.signal, "__wrapped__", signal.signal)
-_get = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+# The C functions: their wrappers, which make enums, cost more than all the rest, and this is done for every request.
+_c = sys.modules.get("_signal", signal)
+_set, _get = _c.signal, _c.getsignal
 _SIGINT = int(signal.SIGINT)
 
 
