@@ -213,6 +213,9 @@ class KitMagics(Magics):
         """A deployment by its name or its variable's; the latest for None."""
         if name is None:
             if self._latest is None or self._latest.closed:
+                open_ones = sorted(name for name, known in self._connected.items() if not known.closed)
+                if open_ones:
+                    raise UsageError(f"the latest deployment has ended; say which: {', '.join(open_ones)}")
                 raise UsageError("nothing is served from here yet: %serve HANDLER_EXPR --name NAME, or give a name")
             return self._latest
         known: Deployment | None = self._connected.get(name)
@@ -237,11 +240,18 @@ class KitMagics(Magics):
         if magic == "serve":
             if before and before[-1] == "--name":
                 return self._names()
-            raise TryNext  # an expression: IPython completes it
+            return self._expressions(here)
         positional = [word for word in before if not word.startswith("-")]
         if magic == "switch" and not positional:
             return list(MODES)
         return self._names()
+
+    def _expressions(self, here: str) -> list[str]:
+        """Variables that begin so: on the line of a magic IPython itself completes attributes only."""
+        found: list[str] = self.shell.Completer.global_matches(here) if here else []
+        if not found or "." in here:
+            raise TryNext
+        return found
 
     def _names(self) -> list[str]:
         from kit.daemon import client

@@ -117,7 +117,7 @@ def test_the_daemon_killed_takes_all_along_and_the_next_serve_starts_afresh(runt
         processes = daemon_processes(runtime)
         assert len(processes) >= 4
         os.kill(daemon_pid(runtime), signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=r"DeploymentLost.*%serve"):
+        with pytest.raises(RuntimeError, match=r"DeploymentLost: the daemon of .* was killed.*%serve"):
             kernel.receive()
         wait_for(lambda: idle.closed, "an idle kernel notices too")
         with pytest.raises(errors.DeploymentLost):

@@ -232,8 +232,18 @@ def test_names_modes_and_options_are_completed(shell: InteractiveShell) -> None:
     assert complete("%unserve t") == ["times"]
     assert complete("%%infer t") == ["times"]
     assert complete("%serve x --mode sh") == ["shared"]
+    assert "Times" in complete("%serve Tim")
     assert "--keep-alive" in complete("%serve x --k")
     assert "--into" in complete("%%infer --i")
+
+
+def test_once_the_latest_has_ended_it_is_asked_which_one_is_meant(shell: InteractiveShell) -> None:
+    for name in ("first", "second"):
+        line(shell, f"%serve Times({{'a': 3}}) --name {name} --processes 1")
+    line(shell, "%unserve")
+    with pytest.raises(UsageError, match="say which: first"):
+        line(shell, "%stats")
+    assert len(line(shell, "%stats first"))
 
 
 def test_completion_starts_no_daemon(shell: InteractiveShell, runtime: Path) -> None:

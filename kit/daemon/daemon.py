@@ -7,6 +7,7 @@ since each one watches its link to it.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -23,7 +24,7 @@ from typing import Any
 from kit import errors
 from kit.daemon import hello, paths, quiet
 from kit.daemon.link import Link, LinkClosed
-from kit.daemon.protocol import CONNECTION, ERROR, HELLO, REPLY
+from kit.daemon.protocol import CONNECTION, ERROR, HELLO, REPLY, STOP
 from kit.daemon.wire import Malformed
 from kit.engine import system
 from kit.engine.trouble import Trouble
@@ -46,6 +47,12 @@ class Entry:
         self.link = link
         self.since = time.time()
         self.ended = threading.Event()
+
+    def tell_to_stop(self) -> None:
+        """Have the process end in order; idempotent."""
+        with contextlib.suppress(LinkClosed):
+            self.link.send(STOP)
+        self.link.hang_up()
 
 
 class Daemon:
@@ -201,7 +208,7 @@ class Daemon:
 
     def _end(self, entry: Entry) -> None:
         """Have a deployment end in order; kill it when it doesn't."""
-        entry.link.hang_up()
+        entry.tell_to_stop()
         if not entry.ended.wait(STOP_S):
             entry.process.kill()
             entry.ended.wait(STOP_S)
@@ -211,7 +218,7 @@ class Daemon:
         with self.lock:
             entries = list(self.entries.values())
         for entry in entries:
-            entry.link.hang_up()
+            entry.tell_to_stop()
         for entry in entries:
             self._end(entry)
 

@@ -28,3 +28,5 @@ REPLY = 10
 PRINTED = 12
 #: daemon -> deployment: a HELLO's dict, with the connection that it came over.
 CONNECTION = 11
+#: daemon -> deployment: somebody has asked for its end.
+STOP = 13

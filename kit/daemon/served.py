@@ -17,7 +17,7 @@ import cloudpickle
 from kit import errors
 from kit.daemon import hello, paths, quiet
 from kit.daemon.link import Link, LinkClosed
-from kit.daemon.protocol import CONNECTION
+from kit.daemon.protocol import CONNECTION, STOP
 from kit.daemon.session import Session
 from kit.daemon.turns import Turns
 from kit.daemon.wire import Malformed
@@ -267,6 +267,9 @@ def _take_connections(link: Link, served: Served) -> None:
             frame = link.receive()
             if frame is None:
                 continue
+            if frame.kind == STOP:
+                served.end(served.last_words)
+                return
             if frame.kind != CONNECTION or frame.fd < 0:
                 raise Malformed("not a connection")
             sock = socket.socket(fileno=frame.fd)
@@ -278,4 +281,9 @@ def _take_connections(link: Link, served: Served) -> None:
             served.entering.add(session)
             session.start()
     except (LinkClosed, Malformed):
-        served.end(served.last_words)
+        served.end(
+            errors.DeploymentLost(
+                f"the daemon of the named deployment {served.name!r} was killed, and the deployment with it; serve it "
+                f"again with %serve or kit.deploy(handler, name={served.name!r})."
+            )
+        )
