@@ -64,6 +64,25 @@ class GivesResults(AddsOne):
         self.model_id = model_path or self.model_id
 
 
+class Scaled(AddsOne):
+    """Multiplies by a number; keeps a list of the processes that loaded it, a line each."""
+
+    def __init__(self, factor: int, folder: str) -> None:
+        super().__init__()
+        self.factor, self.folder = factor, folder
+        self.model_id = f"times {factor}"
+
+    def load_model(self) -> int:
+        with open(f"{self.folder}/loads-{self.factor}", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return self.factor
+
+    def run_inference(
+        self, batch: Sequence[Any], model: int, inference_args: Mapping[str, Any] | None = None
+    ) -> Iterable[Any]:
+        return [example * model for example in batch]
+
+
 class WantsArgs(AddsOne):
     """Adds what the inference arguments say."""
 

@@ -32,6 +32,7 @@ from apache_beam.testing.util import assert_that, equal_to
 import kit, kit.beam
 from tests import beam_models as models
 
+KEYS = [("a", 2), ("b", 3), ("c", 5)]
 OPTIONS = PipelineOptions(
     ["--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2"]
 )
@@ -128,6 +129,46 @@ def test_a_killed_host_and_a_killed_deployment_lose_nothing(run: Run) -> None:
     (before,), (after,) = found
     assert before["name"] == after["name"]
     assert before["pid"] != after["pid"]
+
+
+@pytest.mark.parametrize("mode", ["default", "large", "shared"])
+def test_workers_share_the_models_of_all_keys(run: Run, tmp_path: Path, mode: str) -> None:
+    """Each example is answered by the model of its key, which is loaded once for both workers (not `default`)."""
+    found = run(f"""
+        if __name__ == "__main__":
+            mappings = [kit.KeyModelMapping([key], models.Scaled(factor, sys.argv[1])) for key, factor in KEYS]
+            step = kit.beam.RunInference(kit.KeyedModelHandler(mappings), mode={mode!r}, processes=2)
+            running = beam.Pipeline(options=OPTIONS)
+            results = running | beam.Create([(KEYS[n % 3][0], n) for n in range(1237)]) | step
+            assert_that(
+                results | beam.Map(lambda pair: (pair[0], *pair[1])),
+                equal_to([(KEYS[n % 3][0], n, n * KEYS[n % 3][1], f"times {{KEYS[n % 3][1]}}") for n in range(1237)]),
+            )
+            done = running.run()
+            done.wait_until_finish()
+            print(json.dumps([serving(), counted(done, "num_inferences")]))
+    """)
+    (deployment,), inferences = found
+    assert (deployment["mode"], deployment["handler"], inferences) == (mode, "KeyedModelHandler", 1237)
+    loads = [len((tmp_path / f"loads-{factor}").read_text().split()) for factor in (2, 3, 5)]
+    assert loads == [1, 1, 1] if mode != "default" else max(loads) <= 2
+
+
+def test_the_step_leaves_torch_out_of_beams_workers(run: Run) -> None:
+    """Beam's own step imports it into each of them: 165 MB a process. Its module works all the same."""
+    found = run("""
+        def look(number):
+            from apache_beam.ml.inference import base
+            return number, "torch" in sys.modules, base.resource is not None, base.PredictionResult(1, 2).inference
+
+        if __name__ == "__main__":
+            with beam.Pipeline(options=OPTIONS) as running:
+                step = kit.beam.RunInference(models.AddsOne(), mode="large")
+                found = running | beam.Create(range(57)) | step | beam.Map(look)
+                assert_that(found, equal_to([(number + 1, False, True, 2) for number in range(57)]))
+            print(json.dumps(True))
+    """)
+    assert found
 
 
 def test_pipelines_ask_a_named_deployment_and_leave_it_as_it_is(run: Run) -> None:

@@ -16,6 +16,10 @@ from __future__ import annotations
 from kit.errors import MissingExtra
 
 try:
+    from kit.beam.beams_base import import_base
+
+    import_base()
+
     from kit.beam.notebooks import let_pipelines_be_built
     from kit.beam.transform import RunInference
 except ImportError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from kit import batching
@@ -28,16 +28,18 @@ def gives_results(handler: Any) -> bool:
     return hasattr(handler, "infer_batch") or bool(getattr(handler, "can_infer_stacked", False))
 
 
-def bytes_counter(handler: Any) -> Callable[[Sequence[Any]], int]:
-    """How to count the bytes of a batch: a user's own ``get_num_bytes``, else the sizes of arrays and texts.
+def counts_bytes(handler: Any) -> bool:
+    """True when a handler has a ``get_num_bytes`` of the user's own.
 
     Beam's own ones pickle the batch or look at every number of a tensor, which may take longer than the model.
     """
-    function = getattr(type(handler), "get_num_bytes", None)
-    if function is None or (getattr(function, "__module__", None) or "").startswith("apache_beam."):
-        return lambda batch: sum(map(_num_bytes, batch))
-    counter: Callable[[Sequence[Any]], int] = handler.get_num_bytes
-    return counter
+    module = getattr(getattr(type(handler), "get_num_bytes", None), "__module__", None)
+    return module is not None and module.partition(".")[0] not in ("kit", "apache_beam")
+
+
+def size_of(batch: Sequence[Any]) -> int:
+    """Bytes of the arrays and texts of a batch."""
+    return sum(map(_num_bytes, batch))
 
 
 def largest_batch(handler: Any) -> int | None:

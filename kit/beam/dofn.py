@@ -14,7 +14,7 @@ from apache_beam.ml.inference.base import PredictionResult
 from apache_beam.utils.windowed_value import WindowedValue
 
 from kit import errors
-from kit.beam.core_handler import bytes_counter
+from kit.beam.core_handler import size_of
 from kit.beam.failures import Info, info_of
 from kit.beam.metrics import Reporter
 from kit.beam.serving import Lease, Source
@@ -42,6 +42,7 @@ class Options:
         prebatched: each example is a batch; its results are emitted one by one.
         batch_size: the handler's ``max_batch_size``.
         side_input: a side input names the model, so nothing is loaded before the first example.
+        own_bytes: the handler's own ``get_num_bytes`` counts the bytes of a batch.
     """
 
     inference_args: Mapping[str, Any] | None = None
@@ -51,6 +52,7 @@ class Options:
     prebatched: bool = False
     batch_size: int | None = None
     side_input: bool = False
+    own_bytes: bool = False
 
 
 class Place(NamedTuple):
@@ -101,11 +103,8 @@ class ServeDoFn(beam.DoFn):
 
     def setup(self) -> None:
         self._report = self._reporter()
-        self._count_bytes = (
-            bytes_counter(self._source.handler())
-            if self._source.packed is not None
-            else lambda batch: sum(map(_num_bytes, batch))
-        )
+        # Only where it must be is the handler unpickled here: its libraries may take more memory than all else.
+        self._count_bytes = self._source.handler().get_num_bytes if self._options.own_bytes else size_of
         self._sent: deque[Window] = deque()
         self._window = self._new_window()
         if not self._options.side_input:

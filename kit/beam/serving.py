@@ -17,7 +17,8 @@ import cloudpickle
 import kit
 from kit import errors
 from kit.daemon import sameness
-from kit.daemon.remote_deployment import RemoteDeployment
+from kit.daemon.client import serve_packed
+from kit.daemon.durations import parse_seconds
 from kit.deployment import Deployment
 from kit.engine.packing import pack
 
@@ -34,6 +35,7 @@ class Source:
 
     Attributes:
         packed: the handler, pickled; None when only `name` is known.
+        digest: of the handler.
         settings: arguments of `kit.deploy`.
         key: digest of handler and settings; equal ones share a deployment.
         home: the process that built the pipeline.
@@ -43,6 +45,7 @@ class Source:
     """
 
     packed: bytes | None
+    digest: str
     settings: Mapping[str, Any]
     key: str
     home: str
@@ -69,13 +72,14 @@ class Source:
             token = uuid.uuid4().hex
             _live[token] = live
         given = sorted((name, value) for name, value in settings.items() if value is not None)
-        key = _digest(sameness.digest(handler), given, identifier)
-        return Source(bytes(pack(handler)), dict(settings), key, home(), token, None, keep_alive)
+        digest = sameness.digest(handler)
+        key = _digest(digest, given, identifier)
+        return Source(bytes(pack(handler)), digest, dict(settings), key, home(), token, None, keep_alive)
 
     @staticmethod
     def named(name: str) -> Source:
         """A source that asks a named deployment of this user and machine."""
-        return Source(None, {}, f"name:{name}", home(), name=name)
+        return Source(None, "", {}, f"name:{name}", home(), name=name)
 
     @property
     def place(self) -> tuple[str, str | None]:
@@ -90,7 +94,8 @@ class Source:
         """
         handler = self.handler()
         handler.update_model_path(path)
-        return replace(self, packed=bytes(pack(handler)), key=_digest(self.key, path), live=None)
+        digest = _digest(self.digest, path)
+        return replace(self, packed=bytes(pack(handler)), digest=digest, key=_digest(self.key, path), live=None)
 
     def handler(self) -> Any:
         """The handler, a new object."""
@@ -108,16 +113,17 @@ class Source:
         live = _live.get(self.live) if self.live is not None and self.home == home() else None
         if live is not None and not live.closed:
             return live, False
-        handler = self.handler()
         if self.home == home():
-            return kit.deploy(handler, **self.settings), True
+            return kit.deploy(self.handler(), **self.settings), True
+        assert self.packed is not None
         name = f"beam-{self.key[:24]}"
+        keep_alive_s = parse_seconds(self.keep_alive)
         try:
-            named = kit.deploy(handler, name=name, keep_alive=self.keep_alive, allow_pickle=True, **self.settings)
-        except errors.NameTaken:
-            # The same by our digest, which was made where the pipeline was built.
-            named = kit.connect(name)
-        assert isinstance(named, RemoteDeployment)
+            named = serve_packed(
+                name, self.packed, self.digest, self.settings, keep_alive_s=keep_alive_s, allow_pickle=True
+            )
+        except errors.NameTaken:  # somebody has updated its model since
+            return kit.connect(name), False
         return named, not named.attached
 
     def owns(self, deployment: Deployment) -> bool:
@@ -195,12 +201,12 @@ class Shared:
         if not unreported:
             return None
         try:
-            models = self.deployment().models()
+            models = self.deployment()._models.rows()
         except errors.KitError:  # it has just gone: a figure is no reason to fail a bundle that has its results
             with self._lock:
                 self._unreported = True
             return None
-        return float(models["load_s"].fillna(0).sum()), int(models["resident_bytes"].fillna(0).sum())
+        return sum(row.get("load_s") or 0.0 for row in models), sum(row.get("resident_bytes") or 0 for row in models)
 
     def close(self) -> None:
         """Let go of it once it serves, or fails to."""

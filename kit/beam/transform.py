@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import RunInferenceDLQ
 
 from kit import errors
-from kit.beam.core_handler import core_of, gives_results, largest_batch
+from kit.beam.core_handler import core_of, counts_bytes, gives_results, largest_batch
 from kit.beam.dofn import BAD, Options, ServeDoFn
 from kit.beam.serving import Source
 from kit.checks import check_handler, check_platform
@@ -189,6 +189,7 @@ class RunInference(beam.PTransform):
             prebatched=handler is not None and bool(handler.should_skip_batching()),
             batch_size=None if handler is None else largest_batch(handler),
             side_input=side_input,
+            own_bytes=handler is not None and counts_bytes(handler),
         )
 
     def _map(self, pcoll: Any, functions: Sequence[Callable[[Any], Any]], what: str) -> tuple[Any, list[Any]]:

@@ -134,7 +134,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "kill": lambda served, role, index: served.serving().kill(role, index),
     "stats": _stats,
     "history": _history,
-    "models": _models,
+    "models": lambda served: served.serving().model_rows(),
     "counters": lambda served: served.serving().counters,
     "clients": _clients,
     "logs": lambda served, lines: served.serving().logs(lines),

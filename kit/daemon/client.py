@@ -118,10 +118,39 @@ def _serve_named(
     keep_alive_s = durations.parse_seconds(keep_alive)
     Settings.make(handler, **settings)  # what can't work is refused before anything is started
     rows = sample_rows(sample)
-    packed = pack(handler)
-    said = hello.hello(
-        hello.SERVE, name, digest=sameness.digest(handler), replace=bool(replace), start=hello.surroundings()
+    return serve_packed(
+        name,
+        pack(handler),
+        sameness.digest(handler),
+        settings,
+        sample=rows,
+        keep_alive_s=keep_alive_s,
+        replace=replace,
+        allow_pickle=allow_pickle,
     )
+
+
+def serve_packed(
+    name: str,
+    packed: bytes,
+    digest: str,
+    settings: Mapping[str, Any],
+    *,
+    sample: Any = None,
+    keep_alive_s: float | None = None,
+    replace: bool = False,
+    allow_pickle: bool = False,
+) -> RemoteDeployment:
+    """Serve a handler that `kit.engine.packing.pack` has pickled, whose classes this process may not have.
+
+    Args:
+        digest: of the handler, see `kit.daemon.sameness`.
+        settings: those that `Settings.make` took for the handler.
+
+    Raises:
+        KitError: as `kit.deploy` with a name.
+    """
+    said = hello.hello(hello.SERVE, name, digest=digest, replace=bool(replace), start=hello.surroundings())
     found = spawn.open_link(said, start=True)
     assert found is not None
     link, frame = found
@@ -129,7 +158,7 @@ def _serve_named(
         sent = {
             "handler": packed,
             "settings": {key: _plain(value) for key, value in settings.items()},
-            "sample": rows,
+            "sample": sample,
             "keep_alive_s": keep_alive_s,
             "allow_pickle": bool(allow_pickle),
         }

@@ -15,6 +15,20 @@ def preload_of(handler: Any) -> list[str]:
     return list(dict.fromkeys(["numpy", "kit.engine.worker", "kit.engine.host", "kit.engine.loader", *own]))
 
 
+def works_on_tensors(handler: Any) -> bool:
+    """True when it can be told beforehand that the examples or answers of a handler are torch tensors."""
+    while handler is not None:
+        if any(cls.__module__ in _OF_TENSORS for cls in type(handler).__mro__):
+            return True
+        if any(map(works_on_tensors, getattr(handler, "handlers", ()))):
+            return True
+        handler = getattr(handler, "_base", None)  # of Beam's wrappers
+    return False
+
+
+_OF_TENSORS = ("kit.handlers.torch_inference", "apache_beam.ml.inference.pytorch_inference")
+
+
 def estimate_of(handler: Any) -> int | None:
     """Bytes that a handler expects one copy of its model to take, None if it can't tell."""
     estimate = getattr(handler, "estimate_model_bytes", None)

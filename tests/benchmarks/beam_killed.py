@@ -30,7 +30,7 @@ class DiesOnce(kit.ModelHandler):
         self.mark = Path(folder) / "died"
 
     def load_model(self) -> Any:
-        from tests.benchmarks.beam_peer import Nothing
+        from tests.benchmarks.models import Nothing
 
         return _Doubles(str(self.mark)) if self.share_model_across_processes() else Nothing()
 
@@ -86,16 +86,12 @@ def _run(whose: str) -> str:
 def main(whose: str, folder: str) -> None:
     """One pipeline."""
     from kit.beam import RunInference
-    from tests.benchmarks import beam_peer
+    from tests.benchmarks import beam_peer, beam_steps
 
     handler = DiesOnce(folder)
     step = RunInference(handler, processes=1) if whose == "ours" else beam_peer.RunInference(handler)
-    beam_peer.run_numbers(COUNT, step, _same)
+    beam_peer.run_numbers(COUNT, step, beam_steps.same)
     print(f"{COUNT} of {COUNT}", flush=True)
-
-
-def _same(number: int) -> int:
-    return number
 
 
 if __name__ == "__main__":

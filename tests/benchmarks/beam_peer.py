@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,31 +19,23 @@ import apache_beam as beam  # noqa: E402
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInference  # noqa: E402
 from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
 
+from tests.benchmarks import models  # noqa: E402
+from tests.benchmarks.beam_steps import KEYS, NAMESPACE, Noting, keyed_row, mlp_row, same  # noqa: E402
+
 IN_MEMORY = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
 TWO_PROCESSES = ("--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
-
-
-class Nothing:
-    """A model; Beam needs one that can be referred to weakly."""
 
 
 class Identity(ModelHandler):  # type: ignore[misc]
     """Gives back what it gets."""
 
-    def load_model(self) -> Nothing:
-        return Nothing()
+    def load_model(self) -> models.Nothing:
+        return models.Nothing()
 
     def run_inference(
-        self, batch: Sequence[Any], model: Nothing, inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[Any], model: models.Nothing, inference_args: dict[str, Any] | None = None
     ) -> list[Any]:
         return [PredictionResult(example, example) for example in batch]
-
-
-class SharedIdentity(Identity):
-    """The same in a process of its own, shared by all workers."""
-
-    def share_model_across_processes(self) -> bool:
-        return True
 
 
 def run(examples: Sequence[Any], handler: Any, options: Sequence[str]) -> None:
@@ -101,7 +93,7 @@ def run_numbers(count: int, step: Any, row: Any = None) -> float:
     """
     with _silent():
         pipeline = beam.Pipeline(options=PipelineOptions(list(TWO_PROCESSES)))
-        first, last = _Noting("in", row or _mlp_row), _Noting("out", _same)
+        first, last = Noting("in", row or mlp_row), Noting("out", same)
         last.start_us = first.start_us
         _ = pipeline | beam.Create(range(count)) | "row" >> beam.Map(first) | step | "out" >> beam.Map(last)
         done = pipeline.run()
@@ -113,52 +105,17 @@ def run_numbers(count: int, step: Any, row: Any = None) -> float:
     return seconds
 
 
-_NOTED = beam.metrics.MetricsFilter().with_namespace("kit-bench")
-
-
-class _Noting:
-    """A function that notes when it is called."""
-
-    def __init__(self, name: str, function: Any) -> None:
-        self.name = name
-        self.function = function
-        self.noted: Any = None
-        self.start_us = time.time_ns() // 1000  # the sum of all is kept too, in 64 bits
-
-    def __call__(self, element: Any) -> Any:
-        if self.noted is None:
-            self.noted = beam.metrics.Metrics.distribution("kit-bench", self.name)
-        found = self.function(element)  # first: the first row imports torch
-        self.noted.update(time.time_ns() // 1000 - self.start_us)
-        return found
-
-
-def _same(element: Any) -> Any:
-    return element
+_NOTED = beam.metrics.MetricsFilter().with_namespace(NAMESPACE)
 
 
 def nothing() -> Any:
     """A step that does nothing."""
-    return beam.Map(_same)
-
-
-_rows: list[Any] = []
-
-
-def _mlp_row(number: int) -> Any:
-    """A row for the MLP, out of a table that each process makes once; each has memory of its own."""
-    from tests.benchmarks import models
-
-    if not _rows:
-        _rows.extend(models.mlp_rows(8))
-    return _rows[number % len(_rows)]
+    return beam.Map(same)
 
 
 def mlp_handler(path: str, batch_size: int, *, mended: bool, large: bool = False) -> Any:
     """Beam's PyTorch handler of the MLP; mended, its ``get_num_bytes`` doesn't look at every number."""
     from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
-
-    from tests.benchmarks import models
 
     cls = _mended(PytorchModelHandlerTensor) if mended else PytorchModelHandlerTensor
     return cls(
@@ -177,6 +134,21 @@ def _mended(base: Any) -> Any:
             return sum(tensor.nbytes for tensor in batch)
 
     return Mended
+
+
+def keyed_handler() -> Any:
+    """`beam_steps.KEYS` models by key, each shared by all processes, as Beam's documentation has it."""
+    from apache_beam.ml.inference.base import KeyedModelHandler, KeyModelMapping
+
+    return KeyedModelHandler([KeyModelMapping([key], models.SharedIdentity()) for key in range(KEYS)])
+
+
+@functools.cache
+def keyed_seconds(count: int) -> float:
+    """Seconds that they take for `count` examples in two worker processes, those of 64, which load them, taken off."""
+    return run_numbers(count, RunInference(keyed_handler()), keyed_row) - run_numbers(
+        64, RunInference(keyed_handler()), keyed_row
+    )
 
 
 class Echo:

@@ -36,6 +36,20 @@ class IdentityBlock(Identity):
         return stacked
 
 
+class Nothing:
+    """A model; Beam needs one that can be referred to weakly."""
+
+
+class SharedIdentity(Identity):
+    """One that asks to be shared by all processes."""
+
+    def load_model(self) -> Nothing:
+        return Nothing()
+
+    def share_model_across_processes(self) -> bool:
+        return True
+
+
 def mlp() -> Any:
     """The network 384-1024-1024-10, its weights as torch makes them."""
     import torch
@@ -129,10 +143,13 @@ class Wide(kit.ModelHandler):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: Mapping[str, Any] | None = None
     ) -> list[float]:
+        import numpy as np
         import torch
 
+        rows = list(batch)
+        block = torch.stack(rows) if isinstance(rows[0], torch.Tensor) else torch.from_numpy(np.stack(rows))
         with torch.no_grad():
-            output = model(torch.stack(list(batch)))
+            output = model(block)
         values: list[float] = output[:, 0].tolist()
         return values
 

@@ -1,0 +1,64 @@
+"""Functions of the pipelines that are measured; worker processes import this module, and with it nothing else."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from apache_beam.metrics import Metrics
+
+from tests.benchmarks import models
+
+NAMESPACE = "kit-bench"
+#: Models by key.
+KEYS = 4
+
+
+class Noting:
+    """A function that notes when it is called."""
+
+    def __init__(self, name: str, function: Any) -> None:
+        self.name = name
+        self.function = function
+        self.noted: Any = None
+        self.start_us = time.time_ns() // 1000  # the sum of all is kept too, in 64 bits
+
+    def __call__(self, element: Any) -> Any:
+        if self.noted is None:
+            self.noted = Metrics.distribution(NAMESPACE, self.name)
+        found = self.function(element)  # first: the first row imports torch
+        self.noted.update(time.time_ns() // 1000 - self.start_us)
+        return found
+
+
+def same(element: Any) -> Any:
+    """Gives back what it gets."""
+    return element
+
+
+_rows: list[Any] = []
+
+
+def mlp_row(number: int) -> Any:
+    """A row for the MLP, out of a table that each process makes once; each has memory of its own."""
+    if not _rows:
+        _rows.extend(models.mlp_rows(8))
+    return _rows[number % len(_rows)]
+
+
+def wide_row(number: int) -> Any:
+    """A row for `models.Wide`, an array."""
+    return np.full(models.Wide.WIDTH, number % 7, np.float32)
+
+
+def wide_tensor(number: int) -> Any:
+    """The same as a tensor."""
+    import torch
+
+    return torch.full((models.Wide.WIDTH,), float(number % 7))
+
+
+def keyed_row(number: int) -> tuple[int, int]:
+    """A number and its key."""
+    return number % KEYS, number
