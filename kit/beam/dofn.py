@@ -6,25 +6,22 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
-from apache_beam.ml.inference.base import PredictionResult
-from apache_beam.utils.windowed_value import WindowedValue
 
 from kit import errors
 from kit.beam.core_handler import size_of
 from kit.beam.failures import Info, info_of
-from kit.beam.metrics import Reporter
+from kit.beam.metrics import Reporter, sizes_of
+from kit.beam.results import as_beams, at, flat
 from kit.beam.serving import Lease, Source
-from kit.deployment import Deployment
+from kit.beam.window import AT_ONCE, Place, Window
 from kit.engine.requests import Failure
-from kit.handler import PredictionResult as OurResult
-from kit.handler import _num_bytes
 
-#: Examples and bytes that are sent at once, and how many such windows are under way.
-AT_ONCE, AT_ONCE_BYTES, AHEAD = 512, 4 << 20, 4
+#: How many windows are under way.
+AHEAD = 4
 #: How often a window is sent anew when the deployment that had it is gone.
 MOST_TRIES = 3
 BAD = "bad"
@@ -53,37 +50,6 @@ class Options:
     batch_size: int | None = None
     side_input: bool = False
     own_bytes: bool = False
-
-
-class Place(NamedTuple):
-    """Where an element belongs."""
-
-    timestamp: Any
-    window: Any
-
-
-@dataclass
-class Window:
-    """Examples that are sent at once."""
-
-    examples: list[Any] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
-    most: int = AT_ONCE
-    future: Future[list[Any]] | None = None
-    deployment: Deployment | None = None
-    sent_at: float = 0.0
-    done_at: float = 0.0
-    tries: int = 0
-
-    def add(self, element: Any, place: Place) -> bool:
-        """Take one more; True when it is full."""
-        self.examples.append(element)
-        self.places.append(place)
-        if len(self.examples) == 1:
-            # A whole number of the handler's batches.
-            most = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, _num_bytes(element))))
-            self.most = most if self.most > most else max(self.most, most // self.most * self.most)
-        return len(self.examples) >= self.most
 
 
 class ServeDoFn(beam.DoFn):
@@ -205,7 +171,7 @@ class ServeDoFn(beam.DoFn):
         future.add_done_callback(lambda _: setattr(window, "done_at", time.monotonic()))
 
     def _what_is_done(self) -> Iterator[Any]:
-        while self._sent and (len(self._sent) >= AHEAD or _done(self._sent[0])):
+        while self._sent and (len(self._sent) >= AHEAD or self._sent[0].done):
             yield from self._emit(self._sent[0])
             self._sent.popleft()
 
@@ -241,12 +207,12 @@ class ServeDoFn(beam.DoFn):
         for place, example, result in zip(window.places, window.examples, results, strict=True):
             if type(result) is Failure:
                 failures += 1
-                yield beam.pvalue.TaggedOutput(BAD, _at(place, self._letter(example, result.error)))
+                yield beam.pvalue.TaggedOutput(BAD, at(place, self._letter(example, result.error)))
             elif options.prebatched:
-                for one in _flat(result):
-                    yield _at(place, one)
+                for one in flat(result):
+                    yield at(place, one)
             else:
-                yield _at(place, as_beams(result))
+                yield at(place, as_beams(result))
         self._count(window, results, failures)
 
     def _letter(self, example: Any, error: BaseException) -> tuple[Any, Info]:
@@ -283,39 +249,7 @@ class ServeDoFn(beam.DoFn):
             sizes = [max(1, len(batch)) for batch in good]
             self._report.batches(sizes, sum(map(self._count_bytes, good)), seconds)
         else:
-            self._report.batches(_cut(len(good), self._options.batch_size), self._count_bytes(good), seconds)
-
-
-def as_beams(result: Any) -> Any:
-    """A result with Beam's class of PredictionResult in place of ours."""
-    if type(result) is OurResult:
-        return PredictionResult(*result)
-    if type(result) is tuple and len(result) == 2 and type(result[1]) is OurResult:
-        return result[0], PredictionResult(*result[1])
-    return result
-
-
-def _flat(result: Any) -> Iterable[Any]:
-    """The results of an example that is a batch."""
-    if type(result) is OurResult:
-        batch, values, model_id = result
-        return [PredictionResult(example, value, model_id) for example, value in zip(batch, values, strict=True)]
-    return map(as_beams, result)
-
-
-def _at(place: Place, value: Any) -> WindowedValue:
-    return WindowedValue(value, place.timestamp, (place.window,))
-
-
-def _done(window: Window) -> bool:
-    return window.future is not None and window.future.done()
-
-
-def _cut(count: int, size: int | None) -> list[int]:
-    """Sizes of the batches that `count` examples make."""
-    if size is None or size >= count:
-        return [count]
-    return [size] * (count // size) + ([count % size] if count % size else [])
+            self._report.batches(sizes_of(len(good), self._options.batch_size), self._count_bytes(good), seconds)
 
 
 def _path_of(model: Any) -> str | None:

@@ -43,3 +43,10 @@ class Reporter:
         """A model was loaded."""
         self._load_ms.update(int(seconds * 1e3))
         self._model_bytes.update(int(size_bytes))
+
+
+def sizes_of(count: int, size: int | None) -> list[int]:
+    """Sizes of the batches that `count` examples make."""
+    if size is None or size >= count:
+        return [count]
+    return [size] * (count // size) + ([count % size] if count % size else [])

@@ -1,0 +1,49 @@
+"""Examples of a bundle that are sent to the deployment at once, and where each of them belongs."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from kit.deployment import Deployment
+from kit.handler import _num_bytes
+
+#: Examples and bytes that are sent at once.
+AT_ONCE, AT_ONCE_BYTES = 512, 4 << 20
+
+
+class Place(NamedTuple):
+    """Where an element belongs."""
+
+    timestamp: Any
+    window: Any
+
+
+@dataclass
+class Window:
+    """Examples that are sent at once."""
+
+    examples: list[Any] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    most: int = AT_ONCE
+    future: Future[list[Any]] | None = None
+    deployment: Deployment | None = None
+    sent_at: float = 0.0
+    done_at: float = 0.0
+    tries: int = 0
+
+    def add(self, element: Any, place: Place) -> bool:
+        """Take one more; True when it is full."""
+        self.examples.append(element)
+        self.places.append(place)
+        if len(self.examples) == 1:
+            # A whole number of the handler's batches.
+            most = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, _num_bytes(element))))
+            self.most = most if self.most > most else max(self.most, most // self.most * self.most)
+        return len(self.examples) >= self.most
+
+    @property
+    def done(self) -> bool:
+        """True when its answer is there."""
+        return self.future is not None and self.future.done()
