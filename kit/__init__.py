@@ -39,12 +39,14 @@ _HOMES = {
     "simulate": "kit.simulate",
     "deployments": "kit.daemon.client",
     "load_ipython_extension": "kit.magics",
+    "_in_our_form": "kit.beams_keyed",
     "_serve_named": "kit.daemon.client",
 }
 _MODULES = ("assets", "beam", "errors", "handlers")
 
 if TYPE_CHECKING:
     from kit import assets, beam, errors, handlers
+    from kit.beams_keyed import _in_our_form as _in_our_form
     from kit.compare import Comparison, compare
     from kit.daemon.client import _serve_named as _serve_named
     from kit.daemon.client import connect, deployments

@@ -19,8 +19,12 @@ def check_platform() -> None:
         )
 
 
-def check_handler(handler: Any, where: str = "") -> None:
-    """Raise InvalidSetting when something isn't a model handler; `where` it was given goes in front of the message."""
+def check_handler(handler: Any, where: str = "") -> Any:
+    """The handler to serve: the one given, or the kit's form of it.
+
+    Raises:
+        InvalidSetting: it isn't a model handler; `where` it was given goes in front of the message.
+    """
     where = f"{where}: " if where else ""
     if isinstance(handler, type):
         raise errors.InvalidSetting(
@@ -38,6 +42,9 @@ def check_handler(handler: Any, where: str = "") -> None:
             f"{where}{name} has load_model and run_inference but isn't derived from kit.ModelHandler (or Beam's "
             f"ModelHandler); write `class {name}(kit.ModelHandler):`."
         )
+    import kit
+
+    return kit._in_our_form(handler)
 
 
 def seconds(name: str, value: Any) -> float | None:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kit import inputs
+from kit.checks import check_handler
 from kit.compare_best import Choice, best
 from kit.compare_cancel import Cancel
 from kit.compare_plot import Point, draw, number
@@ -87,6 +88,7 @@ def compare(
     wanted: list[dict[str, Any]] = [{"mode": mode} if isinstance(mode, str) else dict(mode) for mode in given]
     if not wanted:
         raise InvalidSetting(f"modes={modes!r}: give at least one of {', '.join(MODES)}.")
+    handler = check_handler(handler)
     pack(handler)  # raises if it can't travel to any process
     base = {"processes": processes, "threads": threads, "memory_budget": budget}
     loop = bare_loop(handler, rows)

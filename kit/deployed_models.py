@@ -103,8 +103,7 @@ class DeployedModels(ABC):
         if isinstance(model, str) or hasattr(model, "__fspath__"):
             self._update_path(str(os.fspath(model)))
         elif hasattr(model, "run_inference"):
-            check_handler(model)
-            self._update_handler(model)
+            self._update_handler(check_handler(model))
         else:
             raise InvalidSetting(
                 f"update_model({model!r}): give a path, a model handler, or for models by key a list of "

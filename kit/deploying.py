@@ -50,7 +50,7 @@ def deploy(
         NameTaken: the name serves another handler. DaemonUnavailable: no daemon can be started.
     """
     check_platform()
-    check_handler(handler)
+    handler = check_handler(handler)
     if name is not None:
         import kit
 

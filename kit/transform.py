@@ -56,7 +56,7 @@ class RunInference:
     def __init__(self, model_handler: Any, inference_args: Mapping[str, Any] | None = None) -> None:
         check_platform()
         if not isinstance(model_handler, Deployment):
-            check_handler(model_handler)
+            model_handler = check_handler(model_handler)
         self._target = model_handler
         self._args = inference_args
         self._isolate = False

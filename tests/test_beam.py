@@ -132,7 +132,7 @@ def test_batches_by_the_handlers_options() -> None:
 
 
 def test_keyed_handlers_as_beams_own_gives_them() -> None:
-    """The kit's with a model a key, Beam's with one for all."""
+    """The kit's with a model a key, Beam's with one for all and with a model a key, whose bare values stay bare."""
     mappings = [
         kit.KeyModelMapping(["a"], models.GivesResults("A")),
         kit.KeyModelMapping(["b", "c"], models.GivesResults("B")),
@@ -140,6 +140,12 @@ def test_keyed_handlers_as_beams_own_gives_them() -> None:
     examples = [("abc"[number % 3], number) for number in range(31)]
     for handler in (kit.KeyedModelHandler(mappings), base.KeyedModelHandler(models.AddsOne())):
         assert sorted(examples | ours(handler)) == sorted(examples | base.RunInference(handler))
+    # Beam's own run of this one leaves a server in this process.
+    handler = base.KeyedModelHandler(
+        [base.KeyModelMapping(["a"], theirs.AddsOne()), base.KeyModelMapping(["b", "c"], theirs.GivesResults())]
+    )
+    expected = [(key, n + 1 if key == "a" else base.PredictionResult(n, n + 1, "theirs")) for key, n in examples]
+    assert sorted(examples | ours(handler), key=repr) == sorted(expected, key=repr)
 
 
 def test_environment_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,28 @@ def test_sklearn(tmp_path: Path) -> None:
         assert [bool(p.inference) for p in predictions] == expected
 
 
+def test_a_model_a_key() -> None:
+    """The kit's manager has the models: bytes, loads and a limit on how many; an unknown key fails alone."""
+    mappings = [
+        base.KeyModelMapping(["a"], beam_handlers.AddsOne()),
+        base.KeyModelMapping(["b", "c"], beam_handlers.GivesResults()),
+    ]
+    handler = base.KeyedModelHandler(mappings, max_models_per_worker_hint=1)
+    handler = handler.with_preprocess_fn(lambda pair: (pair[0], int(pair[1])))
+    examples = [("abc"[number % 3], str(number)) for number in range(31)]
+    for predictions in in_modes(handler, examples).values():
+        assert [(key, p.inference) for key, p in predictions] == [(key, int(text) + 1) for key, text in examples]
+        assert [p.model_id for key, p in predictions] == [None if key == "a" else "theirs" for key, _ in examples]
+    with kit.deploy(handler, processes=1) as deployment:
+        deployment.predict(examples)
+        models = deployment.models()
+        assert sorted(models["keys"]) == [["a"], ["b", "c"]]
+        assert (models["state"] == "resident").sum() == 1
+        found = [*examples, ("unknown", "1")] | RunInference(deployment).with_exception_handling()
+        assert [type(one).__name__ for one in found] == ["tuple"] * 31 + ["Failure"]
+    assert [key for key, _ in examples | RunInference(handler)] == [key for key, _ in examples]
+
+
 #: Beam 2.77's module imports TensorFlow, and a class that transformers 5 no longer has; its pipelines need neither.
 TENSORFLOW = """
 import transformers

@@ -98,8 +98,10 @@ class RunInference(beam.PTransform):
             if settings != target.settings or not plain or not gives_results(handler):
                 live = None
         else:
-            handler = target
-            check_handler(handler)
+            handler = check_handler(target)
+            if handler is not target:  # Beam's, with models by key; copies of its handlers
+                for inner in handler.handlers:
+                    inner.as_given = True
             settings = Settings.make(handler, **given)
         self._handler = handler
         kept = {name: getattr(settings, name) for name in given}

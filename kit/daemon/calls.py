@@ -134,7 +134,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "kill": lambda served, role, index: served.serving().kill(role, index),
     "stats": _stats,
     "history": _history,
-    "models": lambda served: served.serving().model_rows(),
+    "models": _models,
     "counters": lambda served: served.serving().counters,
     "clients": _clients,
     "logs": lambda served, lines: served.serving().logs(lines),
@@ -142,5 +142,5 @@ CALLS: dict[str, Callable[..., Any]] = {
     "note": lambda served, kind, text: served.serving().note(kind, text),
     "stop": _stop,
 }
-#: These take long, or import pandas, and a kernel may ask other things meanwhile.
+#: These take long, and a kernel may ask other things meanwhile.
 SLOW = frozenset({"switch", "update", "update_models", "preload", "pin", "unload", "models", "stats", "kill"})
