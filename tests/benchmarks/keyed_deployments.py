@@ -1,54 +1,24 @@
-"""Models by key in deployments: two processes against Beam's shared models, loads beside requests, the budget kept."""
+"""Models by key in deployments: loads beside requests, the budget kept."""
 
 from __future__ import annotations
 
 import random
-import statistics
 import threading
 import time
 from typing import Any
 
 import kit
 from tests.benchmarks import harness, models
-from tests.benchmarks.harness import Figure, Pairs
+from tests.benchmarks.harness import Figure
 from tests.models import Wide
 
-AT_LEAST = 100.0
 AT_MOST = 1.5
-COUNT = 6400
 LOAD_MB = 400
 
 
 def figures() -> list[Figure]:
-    """Elements a second against Beam's; p99 beside a load; bytes over the budget in a mixed run."""
-    return [_against_beam(), *(_beside_a_load(mode) for mode in ("default", "large", "shared")), _over_budget()]
-
-
-def _against_beam() -> Figure:
-    # Here only: loaders import this module, and would import Beam with it.
-    from tests.benchmarks import beam_peer
-
-    examples = [(number % 4, number) for number in range(COUNT)]
-    handler = kit.KeyedModelHandler([kit.KeyModelMapping([key], models.Identity()) for key in range(4)])
-    with kit.deploy(handler, processes=2) as deployment:
-        deployment.preload(range(4))
-        deployment.predict(examples)
-        ours = statistics.median(harness.timed(lambda: deployment.predict(examples)) for _ in range(7))
-    few = examples[:: COUNT // 64]
-    start_s = harness.timed(lambda: beam_peer.run(few, _shared(), beam_peer.TWO_PROCESSES))
-    beam_s = harness.timed(lambda: beam_peer.run(examples, _shared(), beam_peer.TWO_PROCESSES)) - start_s
-    note = f"Beam's start, {start_s:.1f} s with 64 elements, is excluded"
-    return Pairs([ours], [max(beam_s, 1e-3)]).figure(
-        "4 keyed models, 2 processes, vs Beam's shared models", COUNT, AT_LEAST, note=note, digits=0
-    )
-
-
-def _shared() -> Any:
-    from apache_beam.ml.inference.base import KeyedModelHandler, KeyModelMapping
-
-    from tests.benchmarks import beam_peer
-
-    return KeyedModelHandler([KeyModelMapping([key], beam_peer.SharedIdentity()) for key in range(4)])
+    """p99 beside a load; bytes over the budget in a mixed run."""
+    return [*(_beside_a_load(mode) for mode in ("default", "large", "shared")), _over_budget()]
 
 
 def _beside_a_load(mode: str) -> Figure:
