@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 from kit import batching, errors
+from kit.checks import check_prediction_count
 from kit.engine import forkserver, loading, system
 from kit.engine.packing import pack
 from kit.handler import PredictionResult
@@ -190,13 +191,19 @@ class _Loop:
         else:
             results = [None] * len(inputs)
             for indices in batching.plan(inputs, self.options, self.sizer.size):
-                values = self.handler.run_inference([inputs[index] for index in indices], self.model, None)
+                values = list(self.handler.run_inference([inputs[index] for index in indices], self.model, None))
+                check_prediction_count(self.handler, values, len(indices))
                 for index, value in zip(indices, values, strict=True):
-                    finished = hasattr(value, "inference") and hasattr(value, "example")
-                    results[index] = value if finished else PredictionResult(inputs[index], value)
+                    results[index] = self._result(examples[index], value)
         for function in self.after:
             results = [function(result) for result in results]
         return results
+
+    def _result(self, example: Any, value: Any) -> Any:
+        """As the engine: results have the caller's example, and post-processing is given bare values as they are."""
+        if hasattr(value, "inference") and hasattr(value, "example"):
+            return PredictionResult(example, value.inference, value.model_id) if self.before else value
+        return value if self.after else PredictionResult(example, value)
 
     def warm_up(self, seconds: float) -> None:
         began, position = time.perf_counter(), 0

@@ -17,6 +17,13 @@ class CallableModelHandler(ModelHandler):
         for name, value in (("load", load), ("run", run)):
             if not callable(value):
                 raise InvalidSetting(f"from_callable({name}={value!r}): give a function.")
+        if not _takes(load):
+            raise InvalidSetting(f"from_callable(load={load!r}): it needs to be a function of no arguments.")
+        if not _takes(run, None, None) and not _takes(run, None, None, None):
+            raise InvalidSetting(
+                f"from_callable(run={run!r}): it needs to be a function of (batch, model), or of (batch, model, "
+                "inference_args)."
+            )
         self._load = load
         self._run = run
         self._takes_args = _takes_three(run)
@@ -40,6 +47,19 @@ class CallableModelHandler(ModelHandler):
 
     def get_metrics_namespace(self) -> str:
         return getattr(self._run, "__name__", "callable")
+
+
+def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function can be called so; True of one that doesn't tell."""
+    import inspect
+
+    try:
+        inspect.signature(function).bind(*arguments)
+    except ValueError:
+        return True
+    except TypeError:
+        return False
+    return True
 
 
 def _takes_three(function: Callable[..., Any]) -> bool:

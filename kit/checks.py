@@ -1,12 +1,14 @@
-"""Whether this machine can serve, and whether something is a model handler."""
+"""Whether this machine can serve, something is a model handler, and an argument is of the kind that it must be."""
 
 from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kit import errors
+from kit.shorten import counted
 
 
 def check_platform() -> None:
@@ -47,17 +49,44 @@ def check_handler(handler: Any, where: str = "") -> Any:
     return kit._in_our_form(handler)
 
 
+def check_takes_paths(handler: Any, path: Any) -> None:
+    """Raise InvalidSetting when the handler has no ``update_model_path`` of its own: nothing would change."""
+    if type(handler).update_model_path.__module__ in ("kit.handler", "apache_beam.ml.inference.base"):
+        raise errors.InvalidSetting(
+            f"update_model({str(path)!r}): {type(handler).__name__} has no update_model_path(self, model_path=None), "
+            "so its model doesn't come from a path. Write one, or give a new handler."
+        )
+
+
+def check_prediction_count(handler: Any, values: Any, count: int) -> None:
+    """Raise WrongPredictionCount unless ``run_inference`` returned `count` predictions."""
+    if len(values) != count:
+        raise errors.WrongPredictionCount(
+            f"{type(handler).__name__}.run_inference returned {counted(len(values), 'prediction')} for a batch of "
+            f"{counted(count, 'example')}: return exactly one for each example, in their order."
+        )
+
+
+def check_positive(name: str, value: Any, what: str = "seconds") -> None:
+    """Raise InvalidSetting unless `value` is None or a finite number above 0."""
+    if value is not None and (not is_number(value) or not 0 < value < math.inf):
+        raise errors.InvalidSetting(f"{name}={value!r}: give {what} above 0, or None.")
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Raise InvalidSetting unless `value` is None or a whole number above 0."""
+    if value is not None and (not is_number(value) or not 1 <= value < math.inf or value % 1):
+        raise errors.InvalidSetting(f"{name}={value!r}: give a whole number of at least 1, or None.")
+
+
 def seconds(name: str, value: Any) -> float | None:
     """A number of seconds above 0; None stays None.
 
     Raises:
         InvalidSetting: it is none.
     """
-    if value is None:
-        return None
-    if not is_number(value) or not 0 < value < math.inf:
-        raise errors.InvalidSetting(f"{name}={value!r}: give seconds above 0, or None.")
-    return float(value)
+    check_positive(name, value)
+    return None if value is None else float(value)
 
 
 def count(name: str, value: Any) -> int | None:
@@ -66,13 +95,31 @@ def count(name: str, value: Any) -> int | None:
     Raises:
         InvalidSetting: it is none.
     """
-    if value is None:
-        return None
-    if not is_number(value) or not 1 <= value < math.inf or value % 1:
-        raise errors.InvalidSetting(f"{name}={value!r}: give a whole number of at least 1, or None.")
-    return int(value)
+    check_whole(name, value)
+    return None if value is None else int(value)
 
 
 def is_number(value: Any) -> bool:
     """Whether it is a real number, numpy's too, True and False not counted."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_function(name: str, value: Any, *, needed: bool = False) -> None:
+    """Raise InvalidSetting unless `value` can be called; None is as good where it isn't `needed`."""
+    if (needed or value is not None) and not callable(value):
+        raise errors.InvalidSetting(f"{name}={value!r}: give a function.")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raise InvalidSetting unless `value` is None or a mapping whose keys are strings."""
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise errors.InvalidSetting(f"{name}={value!r}: give a dict with names as keys, or None.")
+
+
+def check_request(
+    batch_timeout: Any, on_progress: Callable[[int], None] | None, inference_args: Mapping[str, Any] | None
+) -> None:
+    """Raise InvalidSetting unless these are what `Deployment.submit` takes."""
+    check_positive("batch_timeout", batch_timeout)
+    check_function("on_progress", on_progress)
+    check_mapping("inference_args", inference_args)

@@ -8,14 +8,14 @@ import io
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from kit import inputs
-from kit.checks import check_handler
+from kit.checks import check_handler, check_positive, check_whole
 from kit.compare_best import Choice, best
 from kit.compare_cancel import Cancel
 from kit.compare_plot import Point, draw, number
@@ -25,6 +25,7 @@ from kit.errors import InvalidSetting, UnsupportedInput
 from kit.memory import format_bytes, parse_bytes
 from kit.progress import progress as progress_bar
 from kit.settings import MODES
+from kit.shorten import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,15 +81,13 @@ def compare(
         KitError: neither a mode nor the bare loop could run; the loop's error.
         CancelledError: `cancel` was used; nothing is left running.
     """
-    rows = _rows(examples)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-        raise InvalidSetting(f"repeats={repeats!r}: give a whole number of at least 1.")
-    budget = parse_bytes(memory_budget)
-    given = MODES if modes is None else modes
-    wanted: list[dict[str, Any]] = [{"mode": mode} if isinstance(mode, str) else dict(mode) for mode in given]
-    if not wanted:
-        raise InvalidSetting(f"modes={modes!r}: give at least one of {', '.join(MODES)}.")
     handler = check_handler(handler)
+    rows = _rows(examples)
+    check_whole("repeats", repeats)
+    check_positive("seconds", seconds)
+    budget = parse_bytes(memory_budget)
+    given = _modes(modes)
+    wanted: list[dict[str, Any]] = [{"mode": mode} if isinstance(mode, str) else dict(mode) for mode in given]
     pack(handler)  # raises if it can't travel to any process
     base = {"processes": processes, "threads": threads, "memory_budget": budget}
     loop = bare_loop(handler, rows)
@@ -111,7 +110,21 @@ def compare(
     results = [contender.result for contender in contenders]
     if not any(result.measured for result in results):
         raise next(result.error for result in results if result.error is not None)
-    return Comparison(results, f"{type(handler).__name__}, {len(rows):,} examples", budget, handler)
+    return Comparison(results, f"{type(handler).__name__}, {counted(len(rows), 'example')}", budget, handler)
+
+
+def _modes(modes: Any) -> Sequence[str | Mapping[str, Any]]:
+    if modes is None:
+        return MODES
+    if isinstance(modes, (str, Mapping)) or not isinstance(modes, Iterable):
+        raise InvalidSetting(f"modes={modes!r}: give a list of modes, such as ['default', 'shared'].")
+    given = list(modes)
+    if not given:
+        raise InvalidSetting(f"modes={modes!r}: give at least one of {', '.join(MODES)}.")
+    for one in given:
+        if not isinstance(one, (str, Mapping)):
+            raise InvalidSetting(f"modes has {one!r}: give names of modes, or dicts of settings as kit.deploy takes.")
+    return given
 
 
 def _rows(examples: Any) -> Any:

@@ -12,13 +12,11 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
+from kit.batch_options import BATCHING_OPTIONS, check_batch_options
+from kit.checks import check_function, check_mapping, check_whole
 from kit.errors import InvalidSetting
 
 Function = Callable[[Any], Any]
-BATCHING_OPTIONS = (
-    *("min_batch_size", "max_batch_size", "max_batch_duration_secs", "max_batch_weight", "max_batch_tokens"),
-    *("element_size_fn", "batch_length_fn", "batch_bucket_boundaries"),
-)
 
 
 class PredictionResult(NamedTuple):
@@ -109,9 +107,11 @@ class ModelHandler:
         }
         self._options = {name: value for name, value in options.items() if value is not None}
         check_batch_options(self._options)
-        if model_copies is not None and (not isinstance(model_copies, int) or model_copies < 1):
-            raise InvalidSetting(f"model_copies={model_copies!r}: give a whole number of at least 1, or None.")
-        self._large_model = bool(large_model)
+        check_whole("model_copies", model_copies)
+        if not isinstance(large_model, bool):
+            raise InvalidSetting(f"large_model={large_model!r}: give True or False.")
+        check_mapping("env_vars", env_vars)
+        self._large_model = large_model
         self._model_copies = model_copies
         self._env_vars = dict(env_vars or {})
 
@@ -220,10 +220,16 @@ class ModelHandler:
 
     def with_preprocess_fn(self, fn: Function) -> ModelHandler:
         """A copy of this handler that runs `fn` on each example first; the last one added runs first."""
+        check_function("fn", fn, needed=True)
         return self._copy(_preprocess_fns=(fn, *self._preprocess_fns))
 
     def with_postprocess_fn(self, fn: Function) -> ModelHandler:
-        """A copy that runs `fn` on each prediction last; what it returns is handed to the caller as it is."""
+        """A copy that runs `fn` on each prediction last; what it returns is handed to the caller as it is.
+
+        `fn` is given what ``run_inference`` returned for the example: a PredictionResult by the kit's own handlers,
+        and a bare value where a handler returns bare values.
+        """
+        check_function("fn", fn, needed=True)
         return self._copy(_postprocess_fns=(*self._postprocess_fns, fn))
 
     def with_no_batching(self) -> ModelHandler:
@@ -242,10 +248,6 @@ class ModelHandler:
         changed = {**self._options, **options}
         kept = {name: value for name, value in changed.items() if value is not None}
         check_batch_options(kept)
-        if "max_batch_tokens" in kept and "batch_length_fn" not in kept:
-            raise InvalidSetting(
-                f"max_batch_tokens={kept['max_batch_tokens']} needs batch_length_fn, an example's length in tokens."
-            )
         return self._copy(_options=kept)
 
     @staticmethod
@@ -266,27 +268,6 @@ class ModelHandler:
         for name, value in changes.items():
             setattr(other, name, value)
         return other
-
-
-def check_batch_options(options: Mapping[str, Any]) -> None:
-    """Raise InvalidSetting for batching options that can't work, naming the value."""
-    for name in ("min_batch_size", "max_batch_size", "max_batch_tokens"):
-        value = options.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InvalidSetting(f"{name}={value!r}: give a whole number of at least 1, or None.")
-    low, high = options.get("min_batch_size"), options.get("max_batch_size")
-    if low is not None and high is not None and low > high:
-        raise InvalidSetting(f"min_batch_size={low} is above max_batch_size={high}.")
-    for name in ("max_batch_duration_secs", "max_batch_weight"):
-        value = options.get(name)
-        if value is not None and not value > 0:
-            raise InvalidSetting(f"{name}={value!r}: give a number above 0, or None.")
-    boundaries = options.get("batch_bucket_boundaries")
-    if boundaries is not None:
-        if not boundaries or sorted(boundaries) != list(boundaries) or len(set(boundaries)) != len(boundaries):
-            raise InvalidSetting(f"batch_bucket_boundaries={boundaries!r}: give ascending lengths, such as [16, 64].")
-        if "batch_length_fn" not in options:
-            raise InvalidSetting("batch_bucket_boundaries needs batch_length_fn, the length of an example.")
 
 
 def _num_bytes(example: Any) -> int:

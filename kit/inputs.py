@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-from kit.errors import InvalidSetting, UnsupportedInput
+from kit.checks import check_positive
+from kit.errors import UnsupportedInput
 from kit.shorten import shorten
 
 BEAM_TRANSFORM = "kit.beam.RunInference(handler)"
@@ -45,8 +46,7 @@ def sample_rows(sample: Any) -> list[Any]:
 
 def sized_rows(examples: Any, deadline: float | None) -> Any:
     """The checked examples of a `submit`, as a list or Rows."""
-    if deadline is not None and not deadline > 0:
-        raise InvalidSetting(f"deadline={deadline!r}: give seconds above 0, or None.")
+    check_positive("deadline", deadline)
     rows = sized(examples)
     if rows is None:
         raise UnsupportedInput(

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from kit import inputs
+from kit.checks import check_function
 from kit.errors import InvalidSetting
 from kit.load_run import Check, LoadRun, Submits
 from kit.metrics import LatencyHistogram
@@ -86,7 +88,8 @@ class LoadGenerator:
         check: `check(example, prediction)` is False for a wrong prediction; these are counted.
 
     Raises:
-        InvalidSetting: no examples, or a setting that can't work.
+        InvalidSetting: no deployment, no examples, or a setting that can't work.
+        UnsupportedInput: a string, a dict.
 
     Use:
         with kit.LoadGenerator(deployment, texts, rate=50) as load:
@@ -106,9 +109,13 @@ class LoadGenerator:
         seed: int | None = None,
         check: Check | None = None,
     ) -> None:
-        self._examples = list(examples)
+        if not callable(getattr(deployment, "submit", None)):
+            raise InvalidSetting(f"deployment={deployment!r}: give what kit.deploy returned.")
+        rows = inputs.sized(examples)
+        self._examples = list(examples if rows is None else rows)
         if not self._examples:
             raise InvalidSetting("The load generator was given no examples: give at least one.")
+        check_function("check", check)
         counts: list[tuple[str, Any]] = [("batch", batch), ("clients", clients)]
         for name, count in counts:
             if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:

@@ -19,6 +19,7 @@ from kit.engine.local_model import LocalModel
 from kit.engine.requests import Request
 from kit.engine.runner import Outcome, Runner, pick
 from kit.engine.trouble import Trouble
+from kit.shorten import counted
 
 #: Time between two looks at the clock, seconds: for progress, and to let an interrupt through.
 SLICE_S = 0.2
@@ -179,7 +180,7 @@ def _within(timeout: float | None, compute: Callable[[], Outcome], count: int) -
         if future.done():
             raise
         raise errors.DeadlineExceeded(
-            f"a batch of {count} examples ran longer than the timeout of {timeout} s."
+            f"a batch of {counted(count, 'example')} ran longer than the timeout of {timeout} s."
         ) from error
 
 

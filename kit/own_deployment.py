@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from kit import errors, inputs
+from kit.checks import check_function, check_request, check_takes_paths
 from kit.deployment import Deployment
 from kit.metrics import FIGURES
 
@@ -52,6 +53,7 @@ class OwnDeployment(Deployment):
         from kit.engine.requests import Request
 
         rows = inputs.sized_rows(examples, deadline)
+        check_request(batch_timeout, on_progress, inference_args)
         engine = self._engine
         engine.raise_if_closed()
         if inference_args is not None:
@@ -122,6 +124,7 @@ class OwnDeployment(Deployment):
         engine = self._engine
         engine.raise_if_closed()
         handler = copy.copy(engine.handler)
+        check_takes_paths(handler, path)
         handler.update_model_path(path)
         engine.switch(engine.settings, handler, event="update")
 
@@ -181,6 +184,7 @@ class OwnDeployment(Deployment):
         return not self._engine.alive
 
     def at_close(self, callback: Callable[[], None]) -> Callable[[], None]:
+        check_function("callback", callback, needed=True)
         callbacks = self._engine.at_close
         callbacks.append(callback)
 

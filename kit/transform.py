@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kit import batching, errors, inputs, local
-from kit.checks import check_handler, check_platform
+from kit import batching, inputs, local
+from kit.checks import check_handler, check_mapping, check_platform, check_positive
 from kit.deploying import deploy
 from kit.deployment import Deployment
 from kit.engine.keyed_models import KeyedModels
@@ -57,6 +57,7 @@ class RunInference:
         check_platform()
         if not isinstance(model_handler, Deployment):
             model_handler = check_handler(model_handler)
+        check_mapping("inference_args", inference_args)
         self._target = model_handler
         self._args = inference_args
         self._isolate = False
@@ -70,8 +71,7 @@ class RunInference:
         Args:
             timeout: longest time that a batch may be computed, seconds; its examples fail then.
         """
-        if timeout is not None and not timeout > 0:
-            raise errors.InvalidSetting(f"timeout={timeout!r}: give seconds above 0, or None.")
+        check_positive("timeout", timeout)
         other = copy.copy(self)
         other._isolate, other._timeout = True, timeout
         return other

@@ -260,6 +260,9 @@ def test_an_update_to_weights_that_do_not_load_leaves_the_old_model_serving(tmp_
 def test_update_model_wants_a_path_or_a_handler(double: Any) -> None:
     with pytest.raises(errors.InvalidSetting, match="give a path, a model handler"):
         double.update_model(3)
+    with pytest.raises(errors.InvalidSetting, match=r"update_model\('next.pt'\): Double has no update_model_path"):
+        double.update_model("next.pt")
+    assert serves(double)
 
 
 def test_a_handler_that_cannot_be_pickled_names_the_attribute() -> None:
@@ -440,6 +443,87 @@ def test_a_deadline_that_passes() -> None:
         assert serves(deployment)
         with pytest.raises(errors.InvalidSetting, match="deadline=0"):
             deployment.submit([1], deadline=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"deadline": "1"}, "deadline='1'.*seconds above 0"),
+        ({"batch_timeout": -1}, "batch_timeout=-1"),
+        ({"on_progress": 3}, "on_progress=3: give a function"),
+        ({"inference_args": 3}, "inference_args=3: give a dict"),
+    ],
+)
+def test_arguments_of_a_request_that_cannot_work(double: Any, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.InvalidSetting, match=words):
+        double.submit([1], **arguments)
+    assert serves(double)
+
+
+def test_a_progress_callback_that_raises_fails_its_own_request_only(double: Any) -> None:
+    def told(count: int) -> None:
+        raise ValueError(f"no room for {count}")
+
+    with pytest.raises(ValueError, match="no room for"):
+        double.submit([1, 2], on_progress=told).result(30)
+    assert serves(double)
+
+
+def test_a_callback_at_the_end_that_raises_keeps_nothing_from_closing(capsys: pytest.CaptureFixture[str]) -> None:
+    deployment, ended = kit.deploy(Double(), processes=1), []
+    with pytest.raises(errors.InvalidSetting, match="callback=3"):
+        deployment.at_close(3)
+    deployment.at_close(lambda: 1 // 0)
+    deployment.at_close(lambda: ended.append(True))
+    deployment.close()
+    assert ended == [True]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+# ---- handlers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_batch_duration_secs": "1"}, "max_batch_duration_secs='1': give a number above 0"),
+        ({"max_batch_weight": "a"}, "max_batch_weight='a'"),
+        ({"element_size_fn": 3}, "element_size_fn=3: give a function"),
+        ({"batch_length_fn": "len"}, "batch_length_fn='len': give a function"),
+        ({"max_batch_tokens": 100}, "max_batch_tokens=100 needs batch_length_fn"),
+        ({"batch_bucket_boundaries": 5, "batch_length_fn": len}, "batch_bucket_boundaries=5: give ascending"),
+        ({"batch_bucket_boundaries": ["a"], "batch_length_fn": len}, "batch_bucket_boundaries=.*give ascending"),
+        ({"model_copies": True}, "model_copies=True"),
+        ({"large_model": "no"}, "large_model='no': give True or False"),
+        ({"env_vars": "A=1"}, "env_vars='A=1': give a dict"),
+    ],
+)
+def test_options_of_a_handler_that_cannot_work(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.InvalidSetting, match=words):
+        ModelHandler(**options)
+
+
+def test_what_is_no_function_is_refused_where_it_is_given() -> None:
+    for refused in (
+        lambda: Double().with_preprocess_fn(3),  # type: ignore[arg-type]
+        lambda: Double().with_postprocess_fn(None),  # type: ignore[arg-type]
+        lambda: ModelHandler.from_callable(dict, 3),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(errors.InvalidSetting, match="give a function"):
+            refused()
+    with pytest.raises(errors.InvalidSetting, match="inference_args=3"):
+        RunInference(Double(), 3)  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidSetting, match="timeout='1'"):
+        RunInference(Double()).with_exception_handling(timeout="1")  # type: ignore[arg-type]
+
+
+def test_a_run_function_that_takes_no_model_is_told_its_parameters() -> None:
+    with pytest.raises(errors.InvalidSetting, match=r"from_callable\(run=.*\(batch, model\)"):
+        ModelHandler.from_callable(dict, lambda batch: batch)
+    with pytest.raises(errors.InvalidSetting, match=r"from_callable\(load=.*no arguments"):
+        ModelHandler.from_callable(lambda path: path, lambda batch, model: batch)
+    any_number = ModelHandler.from_callable(dict, lambda *given: given[0])
+    assert [p.inference for p in [2, 3] | RunInference(any_number)] == [2, 3]
 
 
 # ---- the end -------------------------------------------------------------------------------------

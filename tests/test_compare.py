@@ -49,12 +49,16 @@ def test_labels_say_what_sets_the_modes_apart() -> None:
         ({"modes": []}, "at least one of default"),
         ({"processes": 0}, "processes=0"),
         ({"repeats": 0}, "repeats=0"),
+        ({"seconds": "1"}, "seconds='1'"),
+        ({"modes": "large"}, r"modes='large': give a list of modes"),
+        ({"modes": [3]}, "modes has 3"),
+        ({"handler": 3}, "3 isn't a model handler"),
         ({"memory_budget": "much"}, "memory_budget='much'"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_starts(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(InvalidSetting, match=text):
-        compare(Doubling(), **{"examples": [1], **arguments})
+        compare(**{"handler": Doubling(), "examples": [1], **arguments})
 
 
 def test_a_handler_that_cannot_travel() -> None:

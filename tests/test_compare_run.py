@@ -11,9 +11,9 @@ from kit.bare_loop import BareLoop
 from kit.compare_run import CHEAP_START_S, Contender, Result, _PeakPss, measure
 from kit.errors import (
     BudgetExceeded,
-    InferenceFailed,
     ModelLoadFailed,
     WorkerDied,
+    WrongPredictionCount,
 )
 from kit.handler import ModelHandler, PredictionResult
 from kit.memory import process_memory
@@ -172,10 +172,10 @@ def test_the_bare_loop_does_the_whole_job() -> None:
     handler = (
         Doubling(max_batch_size=4, batch_length_fn=lambda example: example)
         .with_preprocess_fn(lambda example: example + 1)
-        .with_postprocess_fn(lambda result: (result.example, result.inference))
+        .with_postprocess_fn(lambda value: value - 1)
     )
     loop = _Loop(handler, [5, 1, 4, 2, 3])
-    assert loop.run(loop.examples) == [(6, 12), (2, 4), (5, 10), (3, 6), (4, 8)]
+    assert loop.run(loop.examples) == [11, 3, 9, 5, 7]
     assert loop.model == [4, 1]
     plain = _Loop(Doubling(), [1, 2])
     assert plain.run([1, 2]) == [PredictionResult(1, 2), PredictionResult(2, 4)]
@@ -196,7 +196,7 @@ def test_the_bare_loop_finds_a_batch_size_when_none_is_set() -> None:
     [
         (lambda: 1 / 0, lambda batch, model: batch, ModelLoadFailed, "ZeroDivisionError"),
         (lambda: print("last words", flush=True) or os._exit(3), lambda b, m: b, WorkerDied, "code 3(.|\n)*last words"),
-        (lambda: None, lambda batch, model: batch[1:], InferenceFailed, "shorter"),
+        (lambda: None, lambda batch, model: batch[1:], WrongPredictionCount, "returned 1 prediction for a batch of 2"),
     ],
 )
 def test_failures_of_the_bare_loop(load: Any, run: Any, error: type[Exception], text: str) -> None:

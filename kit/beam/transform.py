@@ -12,7 +12,7 @@ from kit import errors
 from kit.beam.core_handler import core_of, counts_bytes, gives_results, largest_batch
 from kit.beam.dofn import BAD, Options, ServeDoFn
 from kit.beam.serving import Source
-from kit.checks import check_handler, check_platform
+from kit.checks import check_handler, check_platform, check_positive
 from kit.daemon.remote_deployment import RemoteDeployment
 from kit.deployment import Deployment
 from kit.settings import Settings
@@ -128,8 +128,7 @@ class RunInference(beam.PTransform):
             threshold: largest share of failures, 0 to 1, above which the pipeline fails.
             timeout: longest that loading the model, and computing a batch, may take, seconds.
         """
-        if timeout is not None and not timeout > 0:
-            raise errors.InvalidSetting(f"timeout={timeout!r}: give seconds above 0, or None.")
+        check_positive("timeout", timeout)
         self._letters = {
             "exc_class": exc_class,
             "use_subprocess": use_subprocess,

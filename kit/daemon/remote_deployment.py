@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
+from kit.checks import check_function, check_request
 from kit.daemon import spawn
 from kit.daemon.connection import Connection
 from kit.daemon.jobs import WINDOW_MEASURED, Job
@@ -99,6 +100,7 @@ class RemoteDeployment(Deployment):
         self, examples: Any, deadline: float | None, inference_args: Mapping[str, Any] | None, **options: Any
     ) -> Job:
         rows = sized_rows(examples, deadline)
+        check_request(options.get("batch_timeout_s"), options.get("on_progress"), inference_args)
         if inference_args is not None:
             self._handler.validate_inference_args(inference_args)
         self._connection.raise_if_ended()
@@ -202,6 +204,7 @@ class RemoteDeployment(Deployment):
 
     def at_close(self, callback: Callable[[], None]) -> Callable[[], None]:
         """As `Deployment.at_close`: also called when this kernel lets go of the deployment."""
+        check_function("callback", callback, needed=True)
         return self._connection.call_at_end(callback)
 
     @property

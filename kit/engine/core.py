@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -305,4 +306,7 @@ class Engine:
             self.logs.close()
             self.board.close()
         for callback in list(self.at_close):
-            callback()
+            try:
+                callback()
+            except Exception:  # the others are told, and other deployments closed
+                traceback.print_exc()

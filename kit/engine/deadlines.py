@@ -11,6 +11,7 @@ from kit.engine.lane import Lane
 from kit.engine.processes import Process
 from kit.engine.requests import Chunk
 from kit.engine.trouble import Trouble
+from kit.shorten import counted
 
 if TYPE_CHECKING:
     from kit.engine.dispatcher import Dispatcher
@@ -37,7 +38,7 @@ def expire(
     for request in late:
         request.fail_all(
             errors.DeadlineExceeded(
-                f"{request.left} of {request.count} examples had no answer after "
+                f"{request.left} of {counted(request.count, 'example')} had no answer after "
                 f"{now - request.accepted_at:.3g} s; give more time, or add workers."
             )
         )
@@ -58,5 +59,5 @@ def computing_process(lane: Lane) -> Process | None:
 def ran_too_long(chunk: Chunk) -> Trouble:
     """What to tell the examples of a batch that ran too long."""
     limit = chunk.batch_timeout_s
-    message = f"a batch of {chunk.count} examples ran longer than the timeout of {limit} s."
+    message = f"a batch of {counted(chunk.count, 'example')} ran longer than the timeout of {limit} s."
     return Trouble("DeadlineExceeded", message, "")

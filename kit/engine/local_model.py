@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from kit import errors
+from kit.checks import check_prediction_count
 from kit.engine.codec import Rows
 
 
@@ -73,9 +73,5 @@ class LocalModel:
         return Computed(Rows(out), self.handler.model_id, False, time.perf_counter() - start)
 
     def _checked(self, values: Any, count: int, model_id: Any, raw: bool, start: float) -> Computed:
-        if len(values) != count:
-            raise errors.WrongPredictionCount(
-                f"{type(self.handler).__name__}.run_inference returned {len(values)} predictions for a batch of "
-                f"{count} examples: return exactly one for each example, in their order."
-            )
+        check_prediction_count(self.handler, values, count)
         return Computed(values, model_id, raw, time.perf_counter() - start)

@@ -91,7 +91,7 @@ class Quarantine:
             process.exited.wait(5)
             self._process = None
             words = (
-                f"example {indices[0]} of the request kills the process that computes it, even alone: the process "
+                f"example {indices[0]} of the request kills the process that computes it, even alone: "
                 f"{process.describe_exit()}. Take it out, or handle it in pre-processing: {shorten(repr(example), 100)}"
             )
             return _nothing(Trouble("WorkerDied", words, ""))

@@ -202,7 +202,11 @@ class Request:
     def _done(self, count: int) -> None:
         self.left -= count
         if self.on_progress is not None:
-            self.on_progress(count)
+            try:
+                self.on_progress(count)
+            except Exception as error:  # the caller's own, who is told; the thread goes on for others
+                self.on_progress = None
+                self.fail_all(error)
         if self.left == 0:
             try:
                 self.future.set_result(self.results)

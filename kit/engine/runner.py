@@ -15,6 +15,7 @@ from kit import batching, errors
 from kit.engine.codec import Rows, concatenate
 from kit.engine.local_model import Compute, Computed
 from kit.engine.trouble import Trouble
+from kit.shorten import counted
 
 
 class Outcome(NamedTuple):
@@ -181,7 +182,7 @@ class Runner:
             raise
         except Exception as error:
             if not isolate:
-                raise self._failed(error, f"a batch of {len(batch)} examples") from error
+                raise self._failed(error, f"a batch of {counted(len(batch), 'example')}") from error
             if len(batch) == 1:
                 troubles[indices[0]] = self._trouble(error, "the example")
                 return []

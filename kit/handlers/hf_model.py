@@ -6,8 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from kit.checks import check_mapping
 from kit.errors import InvalidSetting
-from kit.handlers import hf_common
+from kit.handlers import hf_common, paths
 from kit.handlers.torch_inference import InferenceFn, TorchHandler
 
 
@@ -31,7 +32,8 @@ class _HuggingFaceModelHandler(TorchHandler):
             )
         if framework != "pt":
             raise InvalidSetting(f'{name}: framework={framework!r}: transformers has "pt" only.')
-        self._model_path = os.fspath(model_uri)
+        self._model_path = paths.checked("model_uri", model_uri)
+        check_mapping("load_model_args", load_model_args)
         self._model_class = model_class
         self._load_model_args = dict(load_model_args or {})
         self._set_inference(inference_fn, device)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum, StrEnum
 from typing import Any
 
+from kit.checks import check_function, check_mapping
 from kit.errors import InvalidSetting
 from kit.handlers import devices, hf_common, paths, results
 from kit.handlers.lengths import text_tokens
@@ -139,8 +140,10 @@ class HuggingFacePipelineModelHandler(paths.WithModelPath):
             options.setdefault("batch_length_fn", text_tokens)
             options.setdefault("max_batch_tokens", 2048)
         super().__init__(**options)
+        check_mapping("load_pipeline_args", load_pipeline_args)
+        check_mapping("inference_args", inference_args)
         self._task = name
-        self._model_path = os.fspath(model)
+        self._model_path = paths.checked("model", model)
         self._load_pipeline_args = dict(load_pipeline_args or {})
         if device is not None and "device" in self._load_pipeline_args:
             raise InvalidSetting(
@@ -148,8 +151,7 @@ class HuggingFacePipelineModelHandler(paths.WithModelPath):
                 f"{self._load_pipeline_args['device']!r} too: give one of them."
             )
         self._device = devices.check(self._load_pipeline_args.pop("device", device))
-        if inference_fn is not None and not callable(inference_fn):
-            raise InvalidSetting(f"inference_fn={inference_fn!r}: give a function.")
+        check_function("inference_fn", inference_fn)
         self._inference_fn = inference_fn
         self._inference_args = dict(inference_args or {})
         self.preload = hf_common.preload(self._model_path, "transformers.pipelines", *_own_module(name))

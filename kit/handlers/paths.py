@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from kit.errors import KitError, MissingExtra, WeightsFileError
+from kit.errors import InvalidSetting, KitError, MissingExtra, WeightsFileError
 from kit.handler import ModelHandler
 
 #: The package that brings a protocol, where its name isn't in fsspec's own message.
@@ -32,7 +32,18 @@ class WithModelPath(ModelHandler):
     def update_model_path(self, model_path: str | os.PathLike[str] | None = None) -> None:
         """Load from `model_path` next time; None leaves the path as it is."""
         if model_path:
-            self._model_path = os.fspath(model_path)
+            self._model_path = checked("model_path", model_path)
+
+
+def checked(name: str, path: Any) -> str:
+    """A path or hub name as text.
+
+    Raises:
+        InvalidSetting: it is neither text nor a path.
+    """
+    if isinstance(path, (str, os.PathLike)) and isinstance(text := os.fspath(path), str):
+        return text
+    raise InvalidSetting(f"{name}={path!r}: give a path or a name as text.")
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kit.checks import check_mapping
 from kit.errors import InvalidSetting, KitError, WeightsFileError
 from kit.handlers import archives, paths, state_dicts
 from kit.handlers.torch_inference import (
@@ -60,10 +61,14 @@ class PytorchModelHandlerTensor(TorchHandler):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self._state_dict_path = os.fspath(state_dict_path) if state_dict_path else None
+        check_mapping("model_params", model_params)
+        check_mapping("load_model_args", load_model_args)
+        self._state_dict_path = paths.checked("state_dict_path", state_dict_path) if state_dict_path else None
         self._model_class = model_class
         self._model_params = dict(model_params or {})
-        self._torch_script_model_path = os.fspath(torch_script_model_path) if torch_script_model_path else None
+        self._torch_script_model_path = (
+            paths.checked("torch_script_model_path", torch_script_model_path) if torch_script_model_path else None
+        )
         self._load_model_args = dict(load_model_args or {})
         self._check()
         self._set_inference(inference_fn, device)

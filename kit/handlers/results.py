@@ -9,6 +9,7 @@ from typing import Any
 
 from kit.errors import WrongPredictionCount
 from kit.handler import PredictionResult
+from kit.shorten import counted
 
 # PredictionResult(...) runs a Python function for each example; this doesn't.
 _make: Any = partial(tuple.__new__, PredictionResult)
@@ -22,7 +23,8 @@ def wrap(batch: Sequence[Any], inferences: Any, model_id: str | None) -> list[Pr
     """
     if len(inferences) != len(batch):
         raise WrongPredictionCount(
-            f"The model returned {len(inferences)} predictions for a batch of {len(batch)} examples."
+            f"The model returned {counted(len(inferences), 'prediction')} for a batch of "
+            f"{counted(len(batch), 'example')}."
         )
     unbind = getattr(inferences, "unbind", None)
     rows = inferences if unbind is None else unbind(0)
@@ -81,4 +83,4 @@ def _column(value: Any, count: int, where: str) -> Any:
 
 
 def _wrong(what: str, count: int) -> WrongPredictionCount:
-    return WrongPredictionCount(f"The model returned {what} for a batch of {count} examples.")
+    return WrongPredictionCount(f"The model returned {what} for a batch of {counted(count, 'example')}.")

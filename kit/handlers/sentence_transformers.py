@@ -51,7 +51,7 @@ class SentenceTransformerModelHandler(paths.WithModelPath):
         super().__init__(**options)
         if not model_name_or_path:
             raise InvalidSetting(f"model_name_or_path={model_name_or_path!r}: give a model's folder or name.")
-        self._model_path = os.fspath(model_name_or_path)
+        self._model_path = paths.checked("model_name_or_path", model_name_or_path)
         self._device = devices.check(device)
         self._normalize = bool(normalize_embeddings)
         self._load_model_args = dict(load_model_args or {})

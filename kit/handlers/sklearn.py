@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from kit.checks import check_function
 from kit.errors import InvalidSetting, UnsupportedInput, WeightsFileError
 from kit.handlers import paths, results
 
@@ -44,9 +45,8 @@ class _SklearnModelHandler(paths.WithModelPath):
         # Beam's enum of the same name is as good.
         if getattr(model_file_type, "name", None) not in ModelFileType.__members__:
             raise InvalidSetting(f"model_file_type={model_file_type!r}: give ModelFileType.PICKLE or .JOBLIB.")
-        if inference_fn is not None and not callable(inference_fn):
-            raise InvalidSetting(f"inference_fn={inference_fn!r}: give a function.")
-        self._model_path = os.fspath(model_uri)
+        check_function("inference_fn", inference_fn)
+        self._model_path = paths.checked("model_uri", model_uri)
         self._model_file_type = ModelFileType[model_file_type.name]
         self._inference_fn = inference_fn
         self.preload = (*paths.modules("sklearn", _MODULES), *paths.modules("joblib"), *self._extra_modules)

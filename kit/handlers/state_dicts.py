@@ -46,7 +46,7 @@ def _unreadable(path: str, error: Exception) -> str:
     if type(error).__name__ == "UnpicklingError" and "weights_only" in str(error).lower():
         return (
             f"The weights file {path!r} is corrupt or holds Python objects, which are never loaded: "
-            f"save torch.save(model.state_dict(), path). torch says: {first}"
+            "save torch.save(model.state_dict(), path)."
         )
     return f"The weights file {path!r} can't be read, it may be corrupt: {type(error).__name__}: {first}"
 

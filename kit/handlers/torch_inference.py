@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from kit.checks import check_function
 from kit.errors import InvalidSetting
 from kit.handler import PredictionResult
 from kit.handlers import devices, paths, results
@@ -150,8 +151,7 @@ class TorchHandler(paths.WithModelPath):
     _no_single_tensor = False
 
     def _set_inference(self, inference_fn: InferenceFn | None, device: Any) -> None:
-        if inference_fn is not None and not callable(inference_fn):
-            raise InvalidSetting(f"inference_fn={inference_fn!r}: give a function.")
+        check_function("inference_fn", inference_fn)
         self._inference_fn = inference_fn or ModelFn(keyed=self._keyed)
         self._device_name = devices.check(device)
 
