@@ -208,8 +208,10 @@ class OwnDeployment(Deployment):
         return f"<Deployment of {type(self._engine.handler).__name__}: {state}, {words}>"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from kit import shown
         from kit.summary import html_summary
 
+        shown.note(self)
         return {"text/plain": repr(self), "text/html": html_summary(self)}
 
 
