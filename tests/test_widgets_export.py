@@ -88,6 +88,18 @@ def test_both_codes_reproduce_the_settings(wanted, shares):
     assert theirs.batch_elements_kwargs() == handler.batch_elements_kwargs()
 
 
+def test_with_examples_that_can_be_written_down_both_codes_run_as_they_are(capsys):
+    handler, examples = Doubling(max_batch_size=4), [1, 2, 3, 4]
+    settings = Settings.make(handler, processes=1)
+    space = {}
+    exec(python_code(handler, settings, examples), space)
+    with space["deployment"]:
+        assert [p.inference for p in space["predictions"]] == [2, 4, 6]
+    exec(beam_code(handler, settings, examples), {})
+    assert sorted(capsys.readouterr().out.split()) == ["2", "4", "6"]
+    assert "examples: a list of your own" in python_code(handler, settings, [object()])
+
+
 def test_the_beam_code_runs(capsys):
     handler = Doubling(max_batch_size=4)
     run(beam_code(handler, Settings.make(handler, processes=1)))

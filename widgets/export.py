@@ -21,8 +21,8 @@ class NotCode(Exception):
     """A value has no short text that makes it again."""
 
 
-def python_code(handler: Any, settings: Settings) -> str:
-    """Code that deploys the handler with these settings; uses `examples`."""
+def python_code(handler: Any, settings: Settings, examples: Any = None) -> str:
+    """Code that deploys the handler with these settings, and asks it the first of `examples`."""
     imports, lines = _handler_lines(handler, {})
     arguments = [f"mode={settings.mode!r}", f"processes={settings.processes}", f"threads={settings.threads}"]
     if settings.mode == "medium":
@@ -34,6 +34,7 @@ def python_code(handler: Any, settings: Settings) -> str:
             *sorted({"import kit", "from kit import RunInference", *imports}, key=_import_order),
             "",
             *lines,
+            *_example_lines(examples),
             f"deployment = kit.deploy(handler, {', '.join(arguments)})",
             "predictions = examples | RunInference(deployment)",
             "",
@@ -41,8 +42,8 @@ def python_code(handler: Any, settings: Settings) -> str:
     )
 
 
-def beam_code(handler: Any, settings: Settings) -> str:
-    """A Beam pipeline with the same handler, sharing its model as these settings do; uses `examples`."""
+def beam_code(handler: Any, settings: Settings, examples: Any = None) -> str:
+    """A Beam pipeline with the same handler, sharing its model as these settings do, on the first of `examples`."""
     sharing: dict[str, Any] = {"large_model": settings.mode in ("large", "shared"), "model_copies": None}
     if settings.mode == "medium":
         sharing["model_copies"] = settings.model_copies
@@ -53,6 +54,7 @@ def beam_code(handler: Any, settings: Settings) -> str:
             *sorted({*beam, *imports}, key=_import_order),
             "",
             *lines,
+            *_example_lines(examples),
             f"# Here {settings.workers_in_words}; in Beam the runner decides.",
             "with beam.Pipeline() as pipeline:",
             "    (",
@@ -64,6 +66,17 @@ def beam_code(handler: Any, settings: Settings) -> str:
             "",
         ]
     )
+
+
+def _example_lines(examples: Any) -> list[str]:
+    """A few examples where they can be written down, so that the code runs as it is; else it uses `examples`."""
+    try:
+        few = [_code(example, set()) for _, example in zip(range(3), examples if examples is not None else ())]  # noqa: B905
+    except NotCode:
+        few = []
+    if not few or sum(map(len, few)) > 2000:
+        return ["# examples: a list of your own"]
+    return ["# a few of the examples; put all of yours here", f"examples = [{', '.join(few)}]"]
 
 
 # ---- the handler ---------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class ServingPanel:
         self._view = View(self)
         self._view.root.observe(self._viewed, "_view_count")
         self._controller = Controller(self._tick, self._report)
-        self._redraw = Redraw(self._view, self._load, float(seconds), self._controller.busy)
+        self._redraw = Redraw(self._view, self._load, float(seconds), self._controller.busy, self._examples)
         self._budget = BudgetMoves(self._post, self._controller.busy, self.set_budget)
         self._load.join()
         self._forget = deployment.at_close(self.close)
@@ -132,7 +132,7 @@ class ServingPanel:
         if language not in writers:
             raise InvalidSetting(f"language={language!r}: give 'python' or 'beam'.")
         deployment = self._served_one()
-        return writers[language](deployment.handler, deployment.settings)
+        return writers[language](deployment.handler, deployment.settings, self._examples)
 
     def dismiss_errors(self) -> Future[Any]:
         """Take the errors off the panel."""

@@ -42,7 +42,9 @@ class Redraw:
         progress: (done, total, words) of "compare" and "race", while they are under way.
     """
 
-    def __init__(self, view: View, load: SharedLoad, seconds: float, busy: Callable[[str], bool]) -> None:
+    def __init__(
+        self, view: View, load: SharedLoad, seconds: float, busy: Callable[[str], bool], examples: Any
+    ) -> None:
         self.errors: dict[str, str] = {}
         self.progress: dict[str, tuple[int, int, str]] = {}
         self.seen = False
@@ -52,6 +54,7 @@ class Redraw:
         self._seconds = seconds
         self._models = ModelLog(seconds)
         self._busy = busy
+        self._examples = examples
         self._served: tuple[Any, ...] = ()
         self._drawn: tuple[Any, ...] | None = None
         self._drawn_bytes = 0
@@ -112,7 +115,7 @@ class Redraw:
             self._served = served
             self._view.controls.show(snapshot.settings, snapshot.batching)
             writers = (export.python_code, export.beam_code)
-            self._view.show_code(*(write(deployment.handler, snapshot.settings) for write in writers))
+            self._view.show_code(*(write(deployment.handler, snapshot.settings, self._examples) for write in writers))
         wanted = self.wanted(deployment)
         own = wanted, dict(self.progress), tuple(self.errors), self._load.running, self._load.rate
         changed = _changing(snapshot), self._memory_of(snapshot), own
