@@ -69,7 +69,7 @@ def test_own_inference_fn(forest: tuple[RandomForestClassifier, Path]) -> None:
     found = [r.inference for r in handler.run_inference(list(X[:3]), handler.load_model())]
     assert np.allclose(found, forest[0].predict_proba(X[:3]))
     short = SklearnModelHandlerNumpy(forest[1], inference_fn=lambda model, batch, args: [1])
-    with pytest.raises(errors.WrongPredictionCount, match="1 predictions for a batch of 3"):
+    with pytest.raises(errors.WrongPredictionCount, match="1 prediction for a batch of 3"):
         short.run_inference(list(X[:3]), short.load_model())
 
 
