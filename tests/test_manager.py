@@ -103,6 +103,19 @@ def test_a_model_larger_than_the_budget_is_refused_with_both_numbers_before_it_i
     assert manager.acquire("big").model.size == 101
 
 
+def test_a_budget_lowered_during_a_load_is_no_overshoot_of_that_load() -> None:
+    shelf = Shelf({"a": 60, "b": 30})
+    manager = shelf.manager(budget=100)
+    shelf.held["b"] = threading.Event()
+    with manager.acquire("a"), ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(manager.preload, ["b"])
+        assert shelf.begun["b"].wait(WAIT_S)
+        manager.resize(80)
+        shelf.held["b"].set()
+        loading.result(WAIT_S)
+    assert (manager.used_bytes <= 80, manager.overshoot_bytes) == (True, 0)
+
+
 def test_a_model_of_unknown_size_is_measured_and_its_overshoot_is_reported() -> None:
     shelf = Shelf({"a": 60, "b": 60, "big": 150})
     manager = shelf.manager(100, known=False)

@@ -84,11 +84,13 @@ class Room:
 
     def settle(self, entry: Entry, size_bytes: int) -> None:
         """Put the measured size of a loaded model in the place of what was reserved."""
-        self.used_bytes += size_bytes - entry.reserved_bytes
+        grown = size_bytes - entry.reserved_bytes
+        self.used_bytes += grown
         entry.size_bytes, entry.reserved_bytes, entry.alone = size_bytes, 0, False
         self.loading -= 1
         self._sizes = [*self._sizes[-31:], size_bytes]
-        self.overshoot_bytes = max(self.overshoot_bytes, self.over_bytes)
+        # What a lowered budget leaves above it is none of this load's doing.
+        self.overshoot_bytes = max(self.overshoot_bytes, min(grown, self.over_bytes))
 
     def gone(self, entry: Entry) -> None:
         """A resident model's memory was given back."""

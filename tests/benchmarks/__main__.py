@@ -38,6 +38,7 @@ BENCHMARKS = {
     "keyed": "keyed_in_process",
     "keyed-beam": "keyed_beam",
     "keyed-deployments": "keyed_deployments",
+    "keyed-mixed": "keyed_mixed",
     "model-policies": "model_policies",
     "stream": "stream_memory",
     "watch": "watch_cost",
@@ -52,7 +53,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, smaller inputs")
-    parser.add_argument("--minutes", type=float, default=harness.minutes, help="how long panel-soak watches")
+    parser.add_argument(
+        "--minutes", type=float, default=harness.minutes, help="how long panel-soak and keyed-mixed run"
+    )
     arguments = parser.parse_args()
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
