@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -39,7 +40,9 @@ def test_the_twin_is_in_the_saved_notebook_and_tells_the_end(tmp_path):
     twins = [output.data for output in outputs if "kit-twin" in output.get("data", {}).get("text/html", "")]
     assert len(twins) == 1
     assert "data:image/png;base64," in twins[0]["text/html"]
-    assert "answered 500" in twins[0]["text/plain"]
+    answered = re.search(r"answered ([\d,]+)", twins[0]["text/plain"])
+    assert answered is not None, twins[0]["text/plain"]
+    assert 500 <= int(answered[1].replace(",", "")) < 200_500  # some of those that waited had their answer
     assert "default → shared" in twins[0]["text/plain"]
     assert "failed: 0, and " in twins[0]["text/plain"]
     assert "that had no answer yet when the deployment was closed" in twins[0]["text/plain"]
