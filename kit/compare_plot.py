@@ -98,7 +98,7 @@ def _set_scales(axes: Axes, points: Sequence[Point], budget_bytes: int | None, u
     # A budget far beyond all points would squeeze them together; it is named at the edge instead.
     if budget_bytes is not None and budget_bytes <= 2.5 * most:
         shown = max(most, budget_bytes)
-    axes.set_xlim(0, 1.28 * (shown or 1.0) / unit)
+    axes.set_xlim(*(edge / unit for edge in _memory_range(points, shown)))
     axes.set_ylim(0, 1.36 * max((point.highest for point in points), default=1.0) or 1.0)
     axes.set_xlabel(f"peak memory of all processes (PSS, {unit_name})", fontsize=12, color=_TEXT)
     axes.set_ylabel("throughput (elements/s)", fontsize=12, color=_TEXT)
@@ -110,24 +110,34 @@ def _set_scales(axes: Axes, points: Sequence[Point], budget_bytes: int | None, u
         axes.spines[side].set_visible(False)
 
 
+def _memory_range(points: Sequence[Point], shown: float) -> tuple[float, float]:
+    """From 0, unless the points would lie on top of each other then."""
+    least = min((point.pss_bytes for point in points), default=0.0)
+    if least <= 0.6 * shown:
+        return 0.0, 1.28 * (shown or 1.0)
+    span = max(shown - least, 0.05 * shown)
+    return max(0.0, least - 0.6 * span), shown + 0.6 * span
+
+
 def _draw_budget(axes: Axes, budget_bytes: int | None, unit: float) -> list[Box]:
     """Draw the budget; returns the boxes, in pixels, that labels should keep clear of."""
-    x, right = (budget_bytes or 0) / unit, axes.get_xlim()[1]
+    x, (left, right) = (budget_bytes or 0) / unit, axes.get_xlim()
     boxes = []
     if budget_bytes is not None and x < right:
-        axes.axvspan(x, right, color=_OVER, alpha=0.10, linewidth=0, zorder=0)
+        axes.axvspan(max(x, left), right, color=_OVER, alpha=0.10, linewidth=0, zorder=0)
+    if budget_bytes is not None and left < x < right:
         axes.axvline(x, color=_OVER, linewidth=2, linestyle=(0, (5, 3)), zorder=1)
         line_x = axes.transData.transform((x, 0))[0]
         boxes.append((line_x - 3, axes.bbox.y0, line_x + 3, axes.bbox.y1))
     if budget_bytes is not None:
-        beyond = x >= right
-        text = f"budget {format_bytes(budget_bytes)}" + (" →" if beyond else "")
-        left_side = beyond or x > 0.75 * right
+        beyond, below = x >= right, x <= left
+        text = ("← " if below else "") + f"budget {format_bytes(budget_bytes)}" + (" →" if beyond else "")
+        left_side = x > left + 0.75 * (right - left)
         boxes.append(
             _box(
                 axes.annotate(
                     text,
-                    (min(x, right), 1),
+                    (min(max(x, left), right), 1),
                     (-5 if left_side else 5, -4),
                     ("data", "axes fraction"),
                     "offset points",

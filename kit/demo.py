@@ -9,9 +9,15 @@ import sys
 from pathlib import Path
 
 import kit
+from kit.compare import Comparison
+from kit.compare_run import BARE_LOOP
 from kit.sizes import format_bytes
 
-BUDGET = "720MB"
+SHARED_PAGES = (
+    "MiniLM's weights are read from a file that every process maps, and the kernel keeps its pages once however many\n"
+    "workers read them: so `default` takes less than a whole copy a worker here. A model that is converted, quantised\n"
+    "or unpickled while it loads takes all of them; lesson 2 serves one."
+)
 
 
 def main(folder: str = "out") -> None:
@@ -25,14 +31,22 @@ def main(folder: str = "out") -> None:
         table[name.removesuffix("_bytes")] = [format_bytes(value) if value == value else "" for value in table[name]]
         table = table.drop(columns=name)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
-    print()
-    print(comparison.best(memory_budget=BUDGET))
+    print(f"\n{SHARED_PAGES}\n")
+    budget = tight_budget(comparison)
+    print(f"With {format_bytes(budget)}, a little less than the fastest mode takes:")
+    print(comparison.best(memory_budget=budget))
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     picture = (target / "comparison.png").resolve()
-    comparison.plot(memory_budget=BUDGET, path=picture)
+    comparison.plot(memory_budget=budget, path=picture)
     print(f"\nPicture: {picture}")
     kit.close_all()
+
+
+def tight_budget(comparison: Comparison) -> int:
+    """Bytes just under the peak PSS of the fastest mode, so that there is something to weigh."""
+    fastest = max((one for one in comparison.results if one.mode != BARE_LOOP), key=lambda one: one.throughput)
+    return int(0.99 * fastest.peak_pss_bytes)
 
 
 if __name__ == "__main__":
