@@ -190,7 +190,7 @@ def test_many_models_stay_a_picture_and_the_others_are_counted(snapshot):  # noq
     assert len(topology.draw(found)) < 30_000
     table = model_table.draw(found)
     assert table.count('scope="row"') == model_rows.SHOWN
-    assert "and 980 more: 10 resident, 970 evicted" in table
+    assert "and 980 more: 10 resident, 970 not loaded" in table
     assert len(table) < 30_000
     assert model_rows.text(found).count("\n") == model_rows.SHOWN + 1
     log = ModelLog(60)
@@ -218,7 +218,7 @@ def test_the_numbers_beside_the_timeline(snapshot):  # noqa: F811
     found = dict(model_rows.facts(keyed(snapshot, FOUR)))
     assert found["resident"] == "2"
     assert found["loading"] == "1"
-    assert found["evicted"] == "1"
+    assert found["not loaded"] == "1"
     assert found["loaded bytes"] == "182 MB"
     assert found["budget"] == "400 MB"
     assert found["found loaded"] == "75%"
@@ -405,7 +405,7 @@ def test_the_panel_shows_the_models_of_a_deployment(six_models, panel):
     view = panel._view.models
     assert view.box.layout.display == ""
     assert held(panel) == 0
-    assert "6 evicted" in panel.text()
+    assert "6 not loaded" in panel.text()
     six_models.predict(PAIRS)
     until(lambda: held(panel) == 3, "the models that fit, in their slots")
     assert "6 models by key, 3 loaded: 3 of 3.2 MB" in panel.text()

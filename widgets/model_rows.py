@@ -18,6 +18,17 @@ Row = dict[str, Any]
 SHOWN = 20
 #: State -> its colour, in the order in which counts are told.
 STATES = {"resident": GREEN, "loading": ORANGE, "host tier": SKY, "evicted": GREY, "failed": VERMILLION}
+#: What a state is called where "evicted" would also be said of models that were never loaded.
+WORDS = {"evicted": "not loaded"}
+
+
+def in_words(state: str) -> str:
+    """A state as it is shown."""
+    return WORDS.get(state, state)
+
+
+#: The colours by those words.
+COLOURS = {in_words(state): colour for state, colour in STATES.items()}
 
 
 def identity(row: Row) -> Hashable:
@@ -38,10 +49,10 @@ def by_score(rows: Sequence[Row]) -> list[Row]:
 
 
 def counted(rows: Sequence[Row]) -> str:
-    """How many are in which state: "3 resident, 1 loading, 196 evicted"."""
+    """How many are in which state: "3 resident, 1 loading, 196 not loaded"."""
     found = Counter(row["state"] for row in rows)
     return ", ".join(
-        f"{found[state]:,} {state}" for state in (*STATES, *sorted(set(found) - set(STATES))) if found[state]
+        f"{found[state]:,} {in_words(state)}" for state in (*STATES, *sorted(set(found) - set(STATES))) if found[state]
     )
 
 
@@ -101,7 +112,9 @@ def facts(snapshot: Snapshot) -> list[tuple[str, str]]:
     rows = snapshot.models
     hits, requests = (int(sum(figure(row, name) for row in rows)) for name in ("hits", "requests"))
     budget = budget_of(snapshot)
-    pairs = [(state, f"{count:,}") for state in STATES if (count := sum(row["state"] == state for row in rows))]
+    pairs = [
+        (in_words(state), f"{count:,}") for state in STATES if (count := sum(row["state"] == state for row in rows))
+    ]
     return [
         *pairs,
         ("models", f"{len(rows):,}"),
@@ -122,7 +135,7 @@ def text(snapshot: Snapshot) -> str:
     lines = [f"models by key: {counted(rows)}; {of_budget(resident_bytes(rows), budget_of(snapshot))}"]
     best = by_score(rows)
     lines += [
-        f"  {name(row)}: {row['state']}, {format_bytes(size(row)) if size(row) else 'size unknown'}, "
+        f"  {name(row)}: {in_words(row['state'])}, {format_bytes(size(row)) if size(row) else 'size unknown'}, "
         f"{int(figure(row, 'hits')):,} hits, {int(figure(row, 'loads')):,} loads, "
         f"{int(figure(row, 'evictions')):,} evictions"
         for row in best[:SHOWN]

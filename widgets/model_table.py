@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kit.memory import format_bytes
 from widgets import model_rows
 from widgets.html import milliseconds, swatch
-from widgets.model_rows import SHOWN, STATES, Row, figure
+from widgets.model_rows import SHOWN, STATES, Row, figure, in_words
 
 if TYPE_CHECKING:
     from kit.snapshot import Snapshot
@@ -37,7 +37,7 @@ def _row(row: Row) -> str:
     state = row["state"]
     size, used = model_rows.size(row), row.get("idle_s")
     cells = (
-        swatch(STATES[state]) + escape(state) if state in STATES else escape(state),
+        swatch(STATES[state]) + escape(in_words(state)) if state in STATES else escape(state),
         format_bytes(size) if size else "-",
         f"{figure(row, 'score'):.3g}",
         f"{int(figure(row, 'hits')):,}",

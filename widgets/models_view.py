@@ -11,7 +11,7 @@ import ipywidgets as widgets
 from widgets import model_rows, model_table
 from widgets.html import facts
 from widgets.model_log import ModelLog
-from widgets.model_rows import SHOWN, STATES
+from widgets.model_rows import COLOURS, SHOWN
 from widgets.model_timeline import ModelTimeline
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class ModelsView:
             self._plot = ModelTimeline(len(best))
         named = [(model_rows.name(row, 22), log.spans(row)) for row in best]
         self.timeline.value = self._plot.draw(snapshot, named)
-        self.facts.value = facts(model_rows.facts(snapshot), STATES)
+        self.facts.value = facts(model_rows.facts(snapshot), COLOURS)
         self.table.value = model_table.draw(snapshot)
 
     def _draw_slider(self, snapshot: Snapshot) -> None:
