@@ -17,7 +17,7 @@ from tests.models import Doubling
 from widgets import html, kernels, topology
 from widgets.legend import legend
 from widgets.memory_plot import MemoryPlot, memory_facts
-from widgets.plots import ThroughputPlot, marks
+from widgets.plots import Mark, ThroughputPlot, marks
 from widgets.twin import bundle, stitched
 
 
@@ -235,3 +235,17 @@ def test_values_in_a_line():
     assert html.described("a\n b" * 100, 10) == "a ba ba b…"
     assert html.described(list(range(100))) == "100 values: [0, 1, 2, 3]…"
     assert html.milliseconds(float("nan")) == "-"
+
+
+def test_where_marks_are_close_a_death_keeps_its_label():
+    plot = ThroughputPlot()
+    plot.set_clock(1000.0, 1060.0)
+    close = [Mark(1040.0 + 2 * n, "default → shared") for n in range(8)]
+    found = sorted([*close, Mark(1047.0, "worker 0 died"), Mark(1048.5, "load")])
+    plot.mark(found)
+    shown = [text.get_text() for text in plot._labels if text.get_visible()]
+    assert shown.count("worker 0 died") == 1
+    assert "load" not in shown
+    boxes = [text.get_window_extent() for text in plot._labels if text.get_visible()]
+    pairs = [(one, other) for at, one in enumerate(boxes) for other in boxes[:at] if one.y0 == other.y0]
+    assert not any(one.overlaps(other) for one, other in pairs)

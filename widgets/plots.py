@@ -135,7 +135,7 @@ class TimePlot:
             axes.set_xticks(ticks, names)
 
     def mark(self, found: Sequence[Mark]) -> None:
-        """Draw the marks; labels that would overlap go to a second line, or are left to the first."""
+        """Draw the marks; labels that would overlap go to a second line, or give way to a death's, or a later one."""
         while len(self._lines) < len(found) * len(self._timed):
             for axes in self._timed:
                 line = axes.axvline(0, color=GREY, linewidth=1, linestyle=(0, (3, 2)), zorder=4)
@@ -146,8 +146,9 @@ class TimePlot:
             self._labels.append(text)
         low, high = self._timed[0].get_xlim()
         per_s = self._timed[0].bbox.width / (high - low)
-        ends = [-math.inf, -math.inf]
-        for index, text in enumerate(self._labels):
+        taken: list[list[tuple[float, float]]] = [[], []]
+        for index in sorted(range(len(self._labels)), key=lambda index: _rank(found, index)):
+            text = self._labels[index]
             shown = index < len(found)
             for line in self._lines[index * len(self._timed) : (index + 1) * len(self._timed)]:
                 line.set_visible(shown and low <= found[index].time)
@@ -158,9 +159,10 @@ class TimePlot:
                 continue
             width = 7.5 * len(found[index].label)
             x = min((found[index].time - low) * per_s, self._timed[0].bbox.width - width + 6)
-            row = next((row for row, end in enumerate(ends) if x >= end), None)
+            free = (row for row, others in enumerate(taken) if all(x > end or x + width < at for at, end in others))
+            row = next(free, None)
             if row is not None:
-                ends[row] = x + width + 6
+                taken[row].append((x, x + width + 6))
                 text.set(x=low + x / per_s, y=1.01 + row * 14 / self._timed[0].bbox.height, text=found[index].label)
                 text.set_visible(True)
 
@@ -174,6 +176,13 @@ class TimePlot:
         # Little compression, a third of the time: a frame a second is looked at once.
         image.save(buffer, format="png", compress_level=1)
         return buffer.getvalue()
+
+
+def _rank(found: Sequence[Mark], index: int) -> tuple[int, int]:
+    """Whose label is placed first: deaths, then switches and the like, then loads; of these the latest."""
+    label = found[index].label if index < len(found) else ""
+    kind = 0 if any(word in label for word in ("died", "killed", "deaths")) else 2 if label in ("load", "") else 1
+    return kind, -index
 
 
 class ThroughputPlot(TimePlot):
