@@ -138,6 +138,9 @@ class Routes:
                 handler.update_model_path(path)
                 made[route, path] = Route(handler, KeyModel(handler, key), key, path)
             self._by_key[key] = made[route, path]
+        for key, route in list(self._by_key.items()):
+            if self._by_key.get(route.key) is not route:
+                route.key = key  # the one that led here has left
         return [model for model in before if model not in self.keys_of()]
 
     def _check_update(self, mappings: Iterable[Any]) -> dict[Hashable, str]:

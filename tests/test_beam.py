@@ -388,6 +388,36 @@ def test_each_window_is_answered_by_the_model_that_its_side_input_names() -> Non
     assert counted == {"num_inferences": 2, "v1_num_inferences": 3, "v2_num_inferences": 1}
 
 
+def test_a_side_input_names_other_models_for_some_keys() -> None:
+    """Those of other keys stay, also when keys that shared a model part."""
+    mappings = [
+        kit.KeyModelMapping(["a", "b"], models.GivesResults("ab")),
+        kit.KeyModelMapping(["c"], models.GivesResults("c")),
+    ]
+    updates = [(10, [base.KeyModelPathMapping(["a"], "v1")]), (20, [kit.KeyModelPathMapping(["c"], "v2")])]
+    running = pipeline()
+    side = (
+        running
+        | "side" >> beam.Create(updates)
+        | "stamp" >> beam.Map(lambda update: window.TimestampedValue(update[1], update[0]))
+        | "windows" >> beam.WindowInto(window.FixedWindows(10))
+    )
+    found = (
+        running
+        | beam.Create([(key, number) for number in (1, 12, 25) for key in "abc"])
+        | beam.Map(lambda pair: window.TimestampedValue(pair, pair[1]))
+        | beam.WindowInto(window.FixedWindows(10))
+        | ours(kit.KeyedModelHandler(mappings), model_metadata_pcoll=side)
+    )
+    keep("by key", found)
+    running.run().wait_until_finish()
+    ids = {1: {"a": "ab", "b": "ab", "c": "c"}, 12: {"a": "v1", "b": "ab", "c": "c"}}
+    ids[25] = {**ids[12], "c": "v2"}
+    expected = {(key, number, number + 1, ids[number][key]) for number in ids for key in "abc"}
+    assert {(key, *result) for key, result in _kept["by key"]} == expected
+    assert len(_kept["by key"]) == 9
+
+
 def test_several_models_in_a_side_input_are_refused() -> None:
     running = pipeline()
     side = running | "side" >> beam.Create([base.ModelMetadata("1", "1"), base.ModelMetadata("2", "2")])

@@ -158,3 +158,23 @@ def test_keys_that_are_not_listed_get_models_from_a_function_that_only_serving_p
             with pytest.raises(errors.UnknownKey, match="50"):
                 deployment.predict([(50, 1)])
         assert asked == []
+
+
+class Named(Weighted):
+    """Multiplies by the number that its path is."""
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        self.factor = int(model_path) if model_path else self.factor
+
+
+@pytest.mark.parametrize("key", ["a", "b"])
+def test_a_key_that_leaves_others_takes_only_itself_along_also_after_a_switch(key: str) -> None:
+    handler = KeyedModelHandler([KeyModelMapping(["a", "b"], Named(2)), KeyModelMapping(["c"], Named(3))])
+    expected = {"a": 2.0, "b": 2.0, "c": 3.0, key: 7.0}
+    with kit.deploy(handler, processes=1) as deployment:
+        deployment.predict([(name, 1) for name in "abc"])
+        deployment.update_models([kit.KeyModelPathMapping([key], "7")])
+        for mode in ("default", "large", "shared"):
+            deployment.switch(mode)
+            found = deployment.predict([(name, 1) for name in "abc"])
+            assert {name: result.inference for name, result in found} == expected

@@ -17,6 +17,7 @@ from kit.beam.failures import Info, info_of
 from kit.beam.metrics import Reporter, sizes_of
 from kit.beam.results import as_beams, at, flat
 from kit.beam.serving import Lease, Source
+from kit.beam.versions import Version, version_of
 from kit.beam.window import AT_ONCE, Place, Window
 from kit.engine.requests import Failure
 
@@ -63,7 +64,7 @@ class ServeDoFn(beam.DoFn):
         self._source = source
         self._options = options
         self._lease: Lease | None = None
-        self._side_path: str | None = None
+        self._version: Version = None
 
     # ---- life --------------------------------------------------------------------------------
 
@@ -125,18 +126,18 @@ class ServeDoFn(beam.DoFn):
             self._sent.popleft()
 
     def _is_other(self, model: Any) -> bool:
-        return self._lease is None or _path_of(model) != self._side_path
+        return self._lease is None or version_of(model, self._version) != self._version
 
     def _after_change(self, element: Any, model: Any, place: Place) -> Iterator[Any]:
         """Answer what was sent to the version before, then take the element to the one that the side input names."""
         yield from self.finish_bundle()
-        path = _path_of(model)
-        source = self._source if path is None else self._source.updated(path)
+        version = version_of(model, self._version)
+        source = self._source if version is None else self._source.updated(version)
         before, self._lease = self._lease, Lease(source)
         if before is not None:
             before.release()
-        self._side_path = path
-        if path is not None:
+        self._version = version
+        if isinstance(version, str):  # Beam's metrics don't tell models by key apart
             self._report = self._reporter(model.model_name)
         if self._window.add(element, place):
             self._send_window()
@@ -250,13 +251,6 @@ class ServeDoFn(beam.DoFn):
             self._report.batches(sizes, sum(map(self._count_bytes, good)), seconds)
         else:
             self._report.batches(sizes_of(len(good), self._options.batch_size), self._count_bytes(good), seconds)
-
-
-def _path_of(model: Any) -> str | None:
-    """Path of the model that a side input names; None for an empty one, which means the handler's own model."""
-    if not model or isinstance(model, beam.pvalue.EmptySideInput):
-        return None
-    return str(model.model_id) or None
 
 
 def _as_ours(error: Exception, timeout_s: float | None) -> Exception:

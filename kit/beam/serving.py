@@ -7,7 +7,7 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,7 @@ import cloudpickle
 
 import kit
 from kit import errors
+from kit.beam import versions
 from kit.daemon import sameness
 from kit.daemon.client import serve_packed
 from kit.daemon.durations import parse_seconds
@@ -86,16 +87,21 @@ class Source:
         """Its place among the deployments of a process."""
         return self.key, self.live
 
-    def updated(self, path: str) -> Source:
-        """The same handler after ``update_model_path(path)``: another version, in a deployment of its own.
+    def updated(self, version: str | Mapping[Hashable, str]) -> Source:
+        """The same handler with the model at another path, or other ones for some keys, in a deployment of its own.
 
         Raises:
             InvalidSetting: the handler isn't known here.
         """
         handler = self.handler()
-        handler.update_model_path(path)
-        digest = _digest(self.digest, path)
-        return replace(self, packed=bytes(pack(handler)), digest=digest, key=_digest(self.key, path), live=None)
+        if isinstance(version, str):
+            handler.update_model_path(version)
+            name = version
+        else:
+            handler.update_model_paths(None, versions.mappings(version))
+            name = repr(sorted(version.items(), key=repr))
+        digest = _digest(self.digest, name)
+        return replace(self, packed=bytes(pack(handler)), digest=digest, key=_digest(self.key, name), live=None)
 
     def handler(self) -> Any:
         """The handler, a new object."""
