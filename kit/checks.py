@@ -51,7 +51,8 @@ def check_handler(handler: Any, where: str = "") -> Any:
 
 def check_takes_paths(handler: Any, path: Any) -> None:
     """Raise InvalidSetting when the handler has no ``update_model_path`` of its own: nothing would change."""
-    if type(handler).update_model_path.__module__ in ("kit.handler", "apache_beam.ml.inference.base"):
+    # Beam's wrappers have one of theirs, which asks the handler within.
+    if type(handler).update_model_path.__qualname__ == "ModelHandler.update_model_path":
         raise errors.InvalidSetting(
             f"update_model({str(path)!r}): {type(handler).__name__} has no update_model_path(self, model_path=None), "
             "so its model doesn't come from a path. Write one, or give a new handler."

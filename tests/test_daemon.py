@@ -340,7 +340,7 @@ def test_a_deployment_that_cannot_load_leaves_no_name_behind(runtime: Path) -> N
         raise ValueError("no such weights")
 
     with pytest.raises(errors.ModelLoadFailed, match="no such weights"):
-        kit.deploy(kit.ModelHandler.from_callable(fail, list), name="broken", processes=1)
+        kit.deploy(kit.ModelHandler.from_callable(fail, Doubling().run_inference), name="broken", processes=1)
     wait_for(lambda: client.names() == [], "the name is free")
     assert kit.deploy(Doubling(), name="broken", processes=1).predict([1])[0].inference == 2
 
@@ -386,7 +386,10 @@ def test_the_digest_is_of_what_a_handler_does() -> None:
     assert sameness.digest(Factor(2)) == sameness.digest(Factor(2))
     assert sameness.digest(Factor(2)) != sameness.digest(Factor(3))
     arrays = [np.arange(5), np.arange(5), np.arange(1, 6)]
-    digests = [sameness.digest(kit.ModelHandler.from_callable(lambda: None, list)) for _ in range(2)]
+    digests = [
+        sameness.digest(kit.ModelHandler.from_callable(lambda: None, lambda batch, model: list(batch)))
+        for _ in range(2)
+    ]
     assert digests[0] == digests[1]
     values = []
     for array in arrays:

@@ -235,7 +235,7 @@ def test_minilm_and_a_text_generation_pipeline_answer_alike_in_shared_mode():
         large = deployment.predict(texts)
         for one, other in zip(shared, large, strict=True):
             assert np.allclose(one.inference, other.inference, atol=1e-6)
-    generator = kit.assets.handler("smollm2")
+    generator = kit.assets.handler("smollm2", inference_args={"max_new_tokens": 12, "do_sample": False})
     with kit.deploy(generator, mode="shared", processes=1, sample=["The sky is"]) as deployment:
         (answer,) = deployment.predict(["The sky is"], timeout=120)
         assert answer.inference

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import ipywidgets as widgets
 
+import kit.deploying  # noqa: F401
 from widgets import answers, kernels, model_rows, topology
 from widgets.compare_tab import CompareTab
 from widgets.controls import Controls
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from kit.snapshot import Snapshot
     from widgets.load import SharedLoad
 
-#: Set when the interpreter ends: the page has dropped its widgets then, and would complain of each one closed.
+#: Set when the interpreter ends: the page has dropped its widgets then, and would complain of each one closed. What
+#: closes deployments, and with them their panels, has to be registered first: these functions run in reverse.
 _ending = threading.Event()
 atexit.register(_ending.set)
 
