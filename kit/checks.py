@@ -69,35 +69,43 @@ def check_prediction_count(handler: Any, values: Any, count: int) -> None:
 
 
 def check_positive(name: str, value: Any, what: str = "seconds") -> None:
-    """Raise InvalidSetting unless `value` is None or a finite number above 0."""
-    if value is not None and (not is_number(value) or not 0 < value < math.inf):
+    """Raise InvalidSetting unless `value` is None or a number above 0."""
+    if value is not None and (not is_number(value) or not value > 0):
         raise errors.InvalidSetting(f"{name}={value!r}: give {what} above 0, or None.")
 
 
-def check_whole(name: str, value: Any) -> None:
-    """Raise InvalidSetting unless `value` is None or a whole number above 0."""
-    if value is not None and (not is_number(value) or not 1 <= value < math.inf or value % 1):
-        raise errors.InvalidSetting(f"{name}={value!r}: give a whole number of at least 1, or None.")
+def check_whole(name: str, value: Any, *, needed: bool = False) -> None:
+    """Raise InvalidSetting unless `value` is an int above 0; None is as good where it isn't `needed`."""
+    if value is None and not needed:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        none = "" if needed else ", or None"
+        raise errors.InvalidSetting(f"{name}={value!r}: give a whole number of at least 1{none}.")
 
 
 def seconds(name: str, value: Any) -> float | None:
-    """A number of seconds above 0; None stays None.
+    """A finite number of seconds above 0; None stays None.
 
     Raises:
         InvalidSetting: it is none.
     """
     check_positive(name, value)
+    if value == math.inf:
+        raise errors.InvalidSetting(f"{name}={value!r}: give seconds above 0, or None.")
     return None if value is None else float(value)
 
 
 def count(name: str, value: Any) -> int | None:
-    """A whole number of at least 1; None stays None.
+    """A whole number of at least 1, of whatever type, as an int; None stays None.
 
     Raises:
         InvalidSetting: it is none.
     """
-    check_whole(name, value)
-    return None if value is None else int(value)
+    if value is None:
+        return None
+    whole = int(value) if is_number(value) and math.isfinite(value) else 0
+    check_whole(name, whole if whole == value else value)
+    return whole
 
 
 def is_number(value: Any) -> bool:

@@ -83,7 +83,7 @@ def compare(
     """
     handler = check_handler(handler)
     rows = _rows(examples)
-    check_whole("repeats", repeats)
+    check_whole("repeats", repeats, needed=True)
     check_positive("seconds", seconds)
     budget = parse_bytes(memory_budget)
     given = _modes(modes)

@@ -572,3 +572,8 @@ def test_errors_survive_pickling_with_their_traceback() -> None:
     error = pickle.loads(pickle.dumps(errors.InferenceFailed("it failed", "Traceback: here")))
     assert isinstance(error, errors.InferenceFailed)
     assert str(error) == "it failed\n  in the serving process:\n    Traceback: here"
+
+
+def test_a_timeout_without_end_is_no_timeout() -> None:
+    with kit.deploy(Double(), processes=1) as deployment:
+        assert deployment.predict([4], timeout=float("inf"))[0].inference == 8

@@ -133,6 +133,7 @@ def test_coalescing_follows_the_measured_curve() -> None:
     ("options", "word"),
     [
         ({"max_batch_size": 0}, "max_batch_size=0"),
+        ({"max_batch_size": 8.0}, r"max_batch_size=8\.0"),
         ({"min_batch_size": -1}, "min_batch_size=-1"),
         ({"max_batch_tokens": 1.5}, "max_batch_tokens=1.5"),
         ({"max_batch_size": True}, "max_batch_size=True"),

@@ -49,6 +49,8 @@ def test_labels_say_what_sets_the_modes_apart() -> None:
         ({"modes": []}, "at least one of default"),
         ({"processes": 0}, "processes=0"),
         ({"repeats": 0}, "repeats=0"),
+        ({"repeats": None}, "repeats=None"),
+        ({"repeats": 2.0}, r"repeats=2\.0"),
         ({"seconds": "1"}, "seconds='1'"),
         ({"modes": "large"}, r"modes='large': give a list of modes"),
         ({"modes": [3]}, "modes has 3"),
