@@ -26,12 +26,16 @@ class KeyModel:
 
 
 class Route:
-    """How the examples of some keys are run: by which handler, on which model."""
+    """How the examples of some keys are run: by which handler, on which model.
+
+    Its first key and its path say which handler that is, in every process: the one of that key from the beginning,
+    with that path. The key itself may lead elsewhere by now.
+    """
 
     def __init__(self, handler: Any, model: KeyModel, key: Hashable = None, path: str | None = None) -> None:
         self.handler = handler
         self.model = model
-        self.key = key  # one that leads here
+        self.key = key  # the first that led here
         self.path = path  # of the last update
 
 
@@ -79,6 +83,10 @@ class Routes:
     def handlers(self) -> list[Any]:
         """The handlers that are known now, each once."""
         return list({id(route.handler): route.handler for route in list(self._by_key.values())}.values())
+
+    def by_origin(self) -> dict[tuple[Hashable, str | None], Route]:
+        """The routes that are known now, by first key and path."""
+        return {(route.key, route.path): route for route in list(self._by_key.values())}
 
     def of(self, key: Any) -> Route:
         """The route of a key.
@@ -138,9 +146,6 @@ class Routes:
                 handler.update_model_path(path)
                 made[route, path] = Route(handler, KeyModel(handler, key), key, path)
             self._by_key[key] = made[route, path]
-        for key, route in list(self._by_key.items()):
-            if self._by_key.get(route.key) is not route:
-                route.key = key  # the one that led here has left
         return [model for model in before if model not in self.keys_of()]
 
     def _check_update(self, mappings: Iterable[Any]) -> dict[Hashable, str]:

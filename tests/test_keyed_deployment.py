@@ -161,10 +161,13 @@ def test_keys_that_are_not_listed_get_models_from_a_function_that_only_serving_p
 
 
 class Named(Weighted):
-    """Multiplies by the number that its path is."""
+    """Multiplies by the number that its path is, and calls its model by that."""
+
+    model_id: str | None = None
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        self.factor = int(model_path) if model_path else self.factor
+        if model_path:
+            self.factor, self.model_id = int(model_path), model_path
 
 
 @pytest.mark.parametrize("key", ["a", "b"])
@@ -178,3 +181,15 @@ def test_a_key_that_leaves_others_takes_only_itself_along_also_after_a_switch(ke
             deployment.switch(mode)
             found = deployment.predict([(name, 1) for name in "abc"])
             assert {name: result.inference for name, result in found} == expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_key_that_leaves_others_takes_only_itself_along_also_after_a_death(mode: str) -> None:
+    handler = KeyedModelHandler([KeyModelMapping(["a", "b"], Named(2))])
+    with kit.deploy(handler, mode=mode, processes=1) as deployment:
+        deployment.predict([("a", 1), ("b", 1)])
+        deployment.update_models([kit.KeyModelPathMapping(["a"], "7")])
+        for role in ("worker", "host") if mode in ("large", "medium") else ("worker",):
+            deployment.kill(role, 0)
+            found = deployment.predict([("a", 1), ("b", 1)])
+            assert [result[1:] for _, result in found] == [(7.0, "7"), (2.0, None)]

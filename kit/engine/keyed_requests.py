@@ -19,7 +19,7 @@ class Spec(NamedTuple):
 
     Attributes:
         model: number of the loaded weights, 0 for none; route: number of the handler that runs on them.
-        key: a key that leads to the handler; path: what its ``update_model_path`` was given last, or None.
+        key: the first key that led to the handler; path: what its ``update_model_path`` was given last, or None.
     """
 
     model: int
@@ -168,12 +168,10 @@ class Specs:
 
     def of(self, route: Route) -> Spec:
         """The spec of a route."""
-        key = route.model.first_key if route.key is None else route.key
         spec = self._specs.get(route)
         if spec is None:
+            key = route.model.first_key if route.key is None else route.key
             spec = self._specs.setdefault(route, Spec(0, next(self._numbers), key, route.path))
-        elif spec.key != key:  # it went to another model, and processes started since would follow it
-            spec = self._specs[route] = spec._replace(key=key)
         return spec
 
     def loaded(self, spec: Spec) -> Spec:

@@ -34,6 +34,7 @@ class Handlers:
 
     def __init__(self, keyed: Any) -> None:
         self._routes = keyed.routes
+        self._known = keyed.routes.by_origin()
         self._found: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -46,7 +47,8 @@ class Handlers:
         with self._lock:
             handler = self._found.get(spec.route)
             if handler is None:
-                route = self._routes.of(spec.key)
+                # Where the version is newer than this process, the key leads to what it was made from.
+                route = self._known.get((spec.key, spec.path)) or self._routes.of(spec.key)
                 handler = route.handler
                 if spec.path != route.path:
                     handler = copy.deepcopy(handler)
