@@ -68,6 +68,17 @@ def states(deployment: Any) -> dict[Any, str]:
     return {keys[0]: state for keys, state in deployment.models()[["keys", "state"]].itertuples(index=False)}
 
 
+def test_the_same_models_by_key_are_attached_to_and_others_are_not(named: RemoteDeployment, tmp_path: Path) -> None:
+    def again(*keys: int) -> KeyedModelHandler:
+        files = [KeyModelMapping([key], Weighing(tmp_path / str(key))) for key in keys]
+        return KeyedModelHandler([*files, KeyModelMapping(["broken"], Weighing(tmp_path / "broken"))])
+
+    with kit.deploy(again(*KEYS), name="keyed", processes=2, memory_budget="10MB") as attached:
+        assert attached.attached  # type: ignore[attr-defined]
+    with pytest.raises(errors.NameTaken):
+        kit.deploy(again(*KEYS[:-1]), name="keyed", processes=2, memory_budget="10MB")
+
+
 # ---- the whole surface -------------------------------------------------------------------------
 
 

@@ -1,13 +1,15 @@
 """Whether two handlers are the same, so that running a notebook again attaches instead of loading again.
 
 The digest covers what decides what a handler does: of its class, and of functions that it refers to, the bytecode with
-its constants and names, not files, line numbers or comments; and the values of its attributes. Classes of installed
-packages count by their name and, for the kit, its version. It doesn't look into files: a handler whose weights file was
-written anew is the same one; use `replace`, or `deployment.update_model(path)`.
+its constants and names, not files, line numbers or comments; and the values of its attributes, of those that travel
+where a class defines ``__getstate__``. Classes of installed packages count by their name and, for the kit, its version.
+It doesn't look into files: a handler whose weights file was written anew is the same one; use `replace`, or
+`deployment.update_model(path)`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
 import sys
@@ -111,8 +113,8 @@ class _Walker:
 
     def _object(self, value: Any) -> None:
         kind = type(value)
-        state = getattr(value, "__dict__", None)
-        if isinstance(state, dict):
+        state = _state(value)
+        if state is not None:
             self.take(kind)
             for name in sorted(state):
                 self.note(name)
@@ -180,6 +182,15 @@ def is_installed(module: str | None) -> bool:
     if found is None:
         return False  # a class that came by value
     return file is None or file.startswith(_INSTALLED)
+
+
+def _state(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object: those that travel, where its class says which; None for one without any."""
+    state = getattr(value, "__dict__", None)
+    if isinstance(state, dict) and any("__getstate__" in vars(cls) for cls in type(value).__mro__[:-1]):
+        with contextlib.suppress(Exception):  # it may raise anything; then all of them count
+            state = value.__getstate__()
+    return state if isinstance(state, dict) else None
 
 
 def _names(code: types.CodeType) -> set[str]:
