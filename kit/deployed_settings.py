@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from kit.errors import InvalidSetting
-
-if TYPE_CHECKING:
-    from kit.settings import Settings
+from kit.settings import Settings, given
 
 
 class DeployedSettings(ABC):
@@ -56,7 +54,7 @@ class DeployedSettings(ABC):
         """
         if batching is not None and not isinstance(batching, Mapping):
             raise InvalidSetting(f'batching={batching!r}: give options by name, such as {{"max_batch_size": 16}}.')
-        self._switch(_given(mode, processes, threads, model_copies, memory_budget), dict(batching or {}))
+        self._switch(given(mode, processes, threads, model_copies, memory_budget), dict(batching or {}))
         return self
 
     def settings_for(
@@ -73,7 +71,7 @@ class DeployedSettings(ABC):
         Raises:
             InvalidSetting: they can't work.
         """
-        return self._settings_for(_given(mode, processes, threads, model_copies, memory_budget))
+        return self._settings_for(given(mode, processes, threads, model_copies, memory_budget))
 
     @abstractmethod
     def cancel_switch(self) -> bool:
@@ -86,14 +84,3 @@ class DeployedSettings(ABC):
 
     @abstractmethod
     def _settings_for(self, changes: dict[str, Any]) -> Settings: ...
-
-
-def _given(mode: Any, processes: Any, threads: Any, model_copies: Any, memory_budget: Any) -> dict[str, Any]:
-    """Arguments under the names of `kit.deploy`."""
-    return {
-        "mode": mode,
-        "processes": processes,
-        "threads": threads,
-        "model_copies": model_copies,
-        "memory_budget": memory_budget,
-    }

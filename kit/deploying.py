@@ -10,7 +10,7 @@ from kit import errors, inputs
 from kit.checks import check_handler, check_platform
 from kit.deployment import Deployment
 from kit.own_deployment import OwnDeployment
-from kit.settings import Settings
+from kit.settings import Settings, given
 
 
 def deploy(
@@ -51,19 +51,14 @@ def deploy(
     """
     check_platform()
     handler = check_handler(handler)
+    wanted = given(mode, processes, threads, model_copies, memory_budget)
     if name is not None:
         import kit
 
         named: Deployment = kit._serve_named(
             handler,
             name,
-            {
-                "mode": mode,
-                "processes": processes,
-                "threads": threads,
-                "model_copies": model_copies,
-                "memory_budget": memory_budget,
-            },
+            wanted,
             sample=sample,
             keep_alive=keep_alive,
             replace=replace,
@@ -75,8 +70,7 @@ def deploy(
             f"keep_alive={keep_alive!r}, replace={replace!r}, allow_pickle={allow_pickle!r}: these are for named "
             "deployments; give name='...' too."
         )
-    settings = Settings.make(handler, mode, processes, threads, model_copies, memory_budget)
-    return start(handler, settings, sample)
+    return start(handler, Settings.make(handler, **wanted), sample)
 
 
 def start(handler: Any, settings: Settings, sample: Any = None, forkserver: Any = None) -> OwnDeployment:

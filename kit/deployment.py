@@ -7,13 +7,16 @@ What every deployment can do stands here; how stands in its two kinds, and eithe
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
+from kit.checks import check_request
 from kit.deployed_models import DeployedModels
 from kit.deployed_settings import DeployedSettings
+from kit.inputs import sized_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +57,6 @@ class Deployment(DeployedSettings, DeployedModels):
             future.cancel()
             raise
 
-    @abstractmethod
     def submit(
         self,
         examples: Any,
@@ -79,7 +81,22 @@ class Deployment(DeployedSettings, DeployedModels):
         Raises:
             UnsupportedInput: an iterator, string, dict.
             QueueFull: with a deadline, when the queue is full. Without one, this waits for room.
+            UnsupportedType, DeploymentLost: of a named deployment, an example that can't travel, and its end.
         """
+        rows = sized_rows(examples, deadline)
+        check_request(batch_timeout, on_progress, inference_args)
+        return self._submit(
+            rows,
+            inference_args,
+            deadline=at_time(deadline),
+            isolate=isolate,
+            batch_timeout_s=batch_timeout,
+            on_progress=on_progress,
+        )
+
+    @abstractmethod
+    def _submit(self, rows: Any, inference_args: Mapping[str, Any] | None, **options: Any) -> Future[list[Any]]:
+        """Queue a list or Rows; `options` are those of a `Request` or `Job`, the deadline in monotonic seconds."""
 
     async def apredict(
         self,
@@ -201,3 +218,8 @@ class Deployment(DeployedSettings, DeployedModels):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def at_time(deadline: float | None) -> float | None:
+    """Seconds from now as monotonic seconds; None for none."""
+    return None if deadline is None else time.monotonic() + deadline

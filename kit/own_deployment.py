@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from kit import errors, inputs
-from kit.checks import check_function, check_request, check_takes_paths
+from kit import errors
+from kit.checks import check_function, check_takes_paths
 from kit.deployment import Deployment
 from kit.metrics import FIGURES
 
@@ -40,33 +39,14 @@ class OwnDeployment(Deployment):
 
     # ---- predictions -------------------------------------------------------------------------
 
-    def submit(
-        self,
-        examples: Any,
-        deadline: float | None = None,
-        *,
-        inference_args: Mapping[str, Any] | None = None,
-        isolate: bool = False,
-        batch_timeout: float | None = None,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Future[list[Any]]:
+    def _submit(self, rows: Any, inference_args: Mapping[str, Any] | None, **options: Any) -> Future[list[Any]]:
         from kit.engine.requests import Request
 
-        rows = inputs.sized_rows(examples, deadline)
-        check_request(batch_timeout, on_progress, inference_args)
         engine = self._engine
         engine.raise_if_closed()
         if inference_args is not None:
             engine.handler.validate_inference_args(inference_args)
-        request = Request(
-            rows,
-            inference_args,
-            isolate=isolate,
-            deadline=None if deadline is None else time.monotonic() + deadline,
-            batch_timeout_s=batch_timeout,
-            options=engine.dispatcher.request_options,
-            on_progress=on_progress,
-        )
+        request = Request(rows, inference_args, options=engine.dispatcher.request_options, **options)
         if not request.count:
             request.future.set_result([])
             return request.future

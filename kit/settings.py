@@ -13,6 +13,23 @@ MODES = ("default", "medium", "large", "shared")
 MOST_WORKERS = 250
 
 
+def given(
+    mode: str | None,
+    processes: int | None,
+    threads: int | None,
+    model_copies: int | None,
+    memory_budget: int | float | str | None,
+) -> dict[str, Any]:
+    """The arguments that `kit.deploy`, `switch` and `kit.beam` have in common, by name."""
+    return {
+        "mode": mode,
+        "processes": processes,
+        "threads": threads,
+        "model_copies": model_copies,
+        "memory_budget": memory_budget,
+    }
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a handler is served.

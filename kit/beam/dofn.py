@@ -112,8 +112,10 @@ class ServeDoFn(beam.DoFn):
         window: Any = beam.DoFn.WindowParam,
         model: Any = None,
     ) -> Iterable[Any]:
-        if self._options.side_input and self._is_other(model):
-            return self._after_change(element, model, Place(timestamp, window))
+        if self._options.side_input:
+            version = version_of(model, self._version)
+            if self._lease is None or version != self._version:
+                return self._after_change(element, model, version, Place(timestamp, window))
         if self._window.add(element, Place(timestamp, window)):
             self._send_window()
             return self._what_is_done()
@@ -125,13 +127,9 @@ class ServeDoFn(beam.DoFn):
             yield from self._emit(self._sent[0])
             self._sent.popleft()
 
-    def _is_other(self, model: Any) -> bool:
-        return self._lease is None or version_of(model, self._version) != self._version
-
-    def _after_change(self, element: Any, model: Any, place: Place) -> Iterator[Any]:
+    def _after_change(self, element: Any, model: Any, version: Version, place: Place) -> Iterator[Any]:
         """Answer what was sent to the version before, then take the element to the one that the side input names."""
         yield from self.finish_bundle()
-        version = version_of(model, self._version)
         source = self._source if version is None else self._source.updated(version)
         before, self._lease = self._lease, Lease(source)
         if before is not None:

@@ -15,7 +15,7 @@ from kit.beam.serving import Source
 from kit.checks import check_handler, check_platform, check_positive
 from kit.daemon.remote_deployment import RemoteDeployment
 from kit.deployment import Deployment
-from kit.settings import Settings
+from kit.settings import Settings, given
 
 
 class RunInference(beam.PTransform):
@@ -64,16 +64,10 @@ class RunInference(beam.PTransform):
         unknown = set(kwargs) - {"interval", "stop_timestamp"}
         if unknown:
             raise errors.InvalidSetting(f"kit.beam.RunInference doesn't know {', '.join(sorted(unknown))}.")
-        given = {
-            "mode": mode,
-            "processes": processes,
-            "threads": threads,
-            "model_copies": model_copies,
-            "memory_budget": memory_budget,
-        }
+        wanted = given(mode, processes, threads, model_copies, memory_budget)
         self._handler: Any = None
         self._identifier = model_identifier
-        self._source = self._source_of(model_handler, given, keep_alive)
+        self._source = self._source_of(model_handler, wanted, keep_alive)
         self._inference_args = inference_args
         self._namespace = metrics_namespace
         self._model_pcoll = model_metadata_pcoll
@@ -82,9 +76,9 @@ class RunInference(beam.PTransform):
         self._watching = kwargs
         self._letters: dict[str, Any] | None = None
 
-    def _source_of(self, target: Any, given: dict[str, Any], keep_alive: float | str | None) -> Source:
+    def _source_of(self, target: Any, wanted: dict[str, Any], keep_alive: float | str | None) -> Source:
         if isinstance(target, RemoteDeployment):
-            if any(value is not None for value in given.values()):
+            if any(value is not None for value in wanted.values()):
                 raise errors.InvalidSetting(
                     f"{target.name!r} is a named deployment with settings of its own: change them with "
                     "deployment.switch, or give kit.beam.RunInference the handler."
@@ -93,7 +87,7 @@ class RunInference(beam.PTransform):
         live = None
         if isinstance(target, Deployment):
             target.raise_if_closed()
-            live, handler, settings = target, target.handler, target.settings.change(target.handler, **given)
+            live, handler, settings = target, target.handler, target.settings.change(target.handler, **wanted)
             plain = not handler.get_preprocess_fns() and not handler.get_postprocess_fns()
             if settings != target.settings or not plain or not gives_results(handler):
                 live = None
@@ -102,9 +96,9 @@ class RunInference(beam.PTransform):
             if handler is not target:  # Beam's, with models by key; copies of its handlers
                 for inner in handler.handlers:
                     inner.as_given = True
-            settings = Settings.make(handler, **given)
+            settings = Settings.make(handler, **wanted)
         self._handler = handler
-        kept = {name: getattr(settings, name) for name in given}
+        kept = {name: getattr(settings, name) for name in wanted}
         return Source.of(core_of(handler), kept, live=live, keep_alive=keep_alive, identifier=self._identifier)
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -18,7 +17,7 @@ from kit.daemon.jobs import WINDOW_MEASURED, Job
 from kit.daemon.link import Link
 from kit.daemon.remote_handler import RemoteHandler
 from kit.daemon.remote_models import RemoteModels, seen_from_anywhere
-from kit.deployment import Deployment
+from kit.deployment import Deployment, at_time
 from kit.inputs import sized_rows
 from kit.settings import Settings
 
@@ -54,7 +53,9 @@ class RemoteDeployment(Deployment):
         *,
         inference_args: Mapping[str, Any] | None = None,
     ) -> list[Any]:
-        job = self._job(examples, timeout, inference_args)
+        rows = sized_rows(examples, timeout)
+        check_request(None, None, inference_args)
+        job = self._job(rows, inference_args, deadline=at_time(timeout))
         try:
             if job.small:
                 # Nobody has to wake this thread when it reads its answer itself.
@@ -67,47 +68,21 @@ class RemoteDeployment(Deployment):
             job.future.cancel()
             raise
 
-    def submit(
-        self,
-        examples: Any,
-        deadline: float | None = None,
-        *,
-        inference_args: Mapping[str, Any] | None = None,
-        isolate: bool = False,
-        batch_timeout: float | None = None,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> Future[list[Any]]:
-        """As `Deployment.submit`; examples travel in windows, at most three under way at a time.
-
-        Raises:
-            UnsupportedType: an example's type doesn't travel.
-            DeploymentLost: the deployment was stopped, or its process is gone.
-        """
-        job = self._job(
-            examples,
-            deadline,
-            inference_args,
-            isolate=isolate,
-            batch_timeout_s=batch_timeout,
-            on_progress=on_progress,
-        )
+    def _submit(self, rows: Any, inference_args: Mapping[str, Any] | None, **options: Any) -> Future[list[Any]]:
+        """Examples travel in windows, at most three under way at a time."""
+        job = self._job(rows, inference_args, **options)
         # The future keeps the connection: dropping the last other reference must not fail it.
         job.future.deployment = self  # type: ignore[attr-defined]
         self._connection.call_reader()
         return job.future
 
-    def _job(
-        self, examples: Any, deadline: float | None, inference_args: Mapping[str, Any] | None, **options: Any
-    ) -> Job:
-        rows = sized_rows(examples, deadline)
-        check_request(options.get("batch_timeout_s"), options.get("on_progress"), inference_args)
+    def _job(self, rows: Any, inference_args: Mapping[str, Any] | None, **options: Any) -> Job:
         if inference_args is not None:
             self._handler.validate_inference_args(inference_args)
         self._connection.raise_if_ended()
-        until = None if deadline is None else time.monotonic() + deadline
         if "batch_length_fn" in self._handler.batching_options():
             options["window"] = WINDOW_MEASURED
-        return Job(self._connection, rows, inference_args, deadline=until, **options).start()
+        return Job(self._connection, rows, inference_args, **options).start()
 
     # ---- settings ----------------------------------------------------------------------------
 

@@ -241,7 +241,7 @@ class Engine:
             self.give_up(
                 errors.CrashLoop(
                     f"{DEATHS} serving processes died within {now - self._deaths[0]:.0f} s, so no more are started. "
-                    f"The last one was {process.role} {process.index} (pid {process.pid}), {process.describe_exit()}. "
+                    f"The last one was {process.name} (pid {process.pid}), {process.describe_exit()}. "
                     "See deployment.logs(), then deploy again."
                 )
             )
@@ -265,7 +265,7 @@ class Engine:
             process = deadlines.computing_process(lane)
             self.dispatcher.answers.fail_all(chunk, deadlines.ran_too_long(chunk))
             if process is not None and process.alive:
-                self.event("timeout", f"{process.role} {process.index} replaced: a batch ran too long", process.pid)
+                self.event("timeout", f"{process.name} replaced: a batch ran too long", process.pid)
                 process.expected_death = True
                 os.kill(process.pid, 9)
         self.topology.deaths.check_heartbeats(time.monotonic_ns())

@@ -39,7 +39,7 @@ class Deaths:
                 process.expected_death = True
                 system.kill(process.pid)
                 return process.pid
-        there = ", ".join(f"{process.role} {process.index}" for process in serving) or "none at the moment"
+        there = ", ".join(process.name for process in serving) or "none at the moment"
         raise errors.InvalidSetting(f"there is no {role} {index!r} to kill; processes that serve: {there}.")
 
     def lane_closed(self, lane: Lane) -> None:
@@ -67,7 +67,7 @@ class Deaths:
             return
         if topology.state == "stopping":
             return
-        engine.event("death", f"{process.role} {process.index} {process.describe_exit()}", process.pid)
+        engine.event("death", f"{process.name} {process.describe_exit()}", process.pid)
         # One that never was ready is the business of whoever started it.
         if topology.state == "serving" and process.ready and process.role in ("worker", "host"):
             self.replace(process)
@@ -102,13 +102,13 @@ class Deaths:
                 if attempt == 2:
                     engine.give_up(
                         errors.CrashLoop(
-                            f"{dead.role} {dead.index} couldn't be replaced: load_model failed 3 times in a row. "
+                            f"{dead.name} couldn't be replaced: load_model failed 3 times in a row. "
                             f"Mend the handler and deploy it again. The last error: {error.args[0]}",
                             error.remote_traceback,
                         )
                     )
                 continue
-            engine.event("start", f"{process.role} {process.index} replaced pid {dead.pid}", process.pid)
+            engine.event("start", f"{process.name} replaced pid {dead.pid}", process.pid)
             if topology.state == "serving" and process.role == "worker" and process.alive:
                 engine.dispatcher.add(process.lanes)
             engine.dispatcher.pump()
@@ -120,5 +120,5 @@ class Deaths:
         for process in list(self._topology.processes):
             beat = engine.board.get(process.slot, fields.HEARTBEAT_NS)
             if beat and now_ns - beat > HANG_S * 1e9 and process.alive:
-                engine.event("death", f"{process.role} {process.index} gave no sign for {HANG_S:.0f} s", process.pid)
+                engine.event("death", f"{process.name} gave no sign for {HANG_S:.0f} s", process.pid)
                 system.kill(process.pid)

@@ -53,7 +53,7 @@ class Place:
         """The process that loads it just now, in words; "" for none."""
         home = self.loading_at
         if home is not None:
-            return f"{home.role} {home.index}"
+            return home.name
         return EVERYWHERE if self.filling else ""
 
     def serves(self, lane: Lane) -> bool:
@@ -108,7 +108,7 @@ class Resident:
         """Its processes in words."""
         if self.fd >= 0:
             return EVERYWHERE
-        return ", ".join(f"{home.role} {home.index}" for home in self.homes) or "a process that has ended"
+        return ", ".join(home.name for home in self.homes) or "a process that has ended"
 
     @property
     def pid(self) -> int | None:
@@ -131,8 +131,6 @@ class Resident:
 
 def choose_home(place: Place, others: Iterable[Place]) -> Process | None:
     """The process with the fewest bytes of models, of those that may have this one; None when there is none."""
-    topology = place.topology
-    role = "host" if topology.settings.remote else "worker"
     held: dict[Process, list[int]] = {}
     taken = set()
     for other in others:
@@ -144,7 +142,7 @@ def choose_home(place: Place, others: Iterable[Place]) -> Process | None:
             held.setdefault(home, []).append(other.size_bytes or 0)
             if other.model is place.model:
                 taken.add(home)
-    able = [process for process in topology.of_role(role) if process.ready and process.alive and process not in taken]
+    able = [process for process in _homes_of(place.topology) if process not in taken]
 
     def weight(process: Process) -> tuple[int, int, bytes]:
         sizes = held.get(process, [])
@@ -174,13 +172,18 @@ def least_busy(places: list[Place], lane: Lane, lanes: list[Lane]) -> Place:
 
 def idle_home(topology: Topology, lanes: list[Lane], residents: Iterable[Resident | None]) -> Process | None:
     """A process that could have a copy of a model, and has nothing to do."""
-    role = "host" if topology.settings.remote else "worker"
     taken = {home for resident in residents if resident is not None for home in resident.homes}
     busy: set[int] = set()
     for lane in lanes:
         for chunk in lane.in_flight:
             busy.add(lane.process.index if lane.hosts is None else chunk.about[1])
-    for process in topology.of_role(role):
-        if process.ready and process.alive and process not in taken and process.index not in busy:
+    for process in _homes_of(topology):
+        if process not in taken and process.index not in busy:
             return process
     return None
+
+
+def _homes_of(topology: Topology) -> list[Process]:
+    """The processes that models can be loaded in now."""
+    role = "host" if topology.settings.remote else "worker"
+    return [process for process in topology.of_role(role) if process.ready and process.alive]

@@ -95,7 +95,7 @@ class ModelLoads:
         self.settle(resident)
         if not home.alive:  # its end may have been noted before it was in the books
             place.resident = None
-            raise errors.WorkerDied(f"{home.role} {home.index} died.")
+            raise errors.WorkerDied(f"{home.name} died.")
         return resident
 
     def settle(self, resident: Resident) -> None:

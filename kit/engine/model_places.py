@@ -44,6 +44,7 @@ class ModelPlaces:
     """Where the models by key of one deployment are.
 
     Attributes:
+        engine: the deployment's.
         manager: knows models by `Place`.
         specs: numbers of models and handlers.
     """
@@ -51,7 +52,7 @@ class ModelPlaces:
     def __init__(self, engine: Engine, handler: Any, settings: Settings) -> None:
         self.specs = Specs()
         self.topology: Topology | None = None
-        self._engine = engine
+        self.engine = engine
         self._places: dict[KeyModel, list[Place]] = {}  # of the topology that serves
         self._lock = threading.Lock()  # held where `topology` and `_places` change
         self._pinned: dict[KeyModel, Route] = {}
@@ -64,7 +65,7 @@ class ModelPlaces:
             size_of=self._moves.size_of,  # type: ignore[arg-type]
             budget=_budget_of(handler, settings),
             policy=handler.policy,
-            max_models=None if handler.max_models is None else handler.max_models * settings.copies,
+            max_models=_most_models(handler, settings),
             keep_alive=handler.keep_alive,
             timed=True,
             drop=self._moves.drop,
@@ -84,7 +85,7 @@ class ModelPlaces:
     # ---- in load threads ---------------------------------------------------------------------
 
     def _fetch(self, queue: ModelQueue) -> None:
-        dispatcher = self._engine.dispatcher
+        dispatcher = self.engine.dispatcher
         try:
             lease = self._lease(queue.route)
         except errors.KitError as error:
@@ -99,7 +100,7 @@ class ModelPlaces:
 
     @property
     def _backlog(self) -> KeyedBacklog:
-        keyed = self._engine.dispatcher.keyed
+        keyed = self.engine.dispatcher.keyed
         assert keyed is not None
         return keyed
 
@@ -112,9 +113,7 @@ class ModelPlaces:
                     self.manager.pin([place])
                 lease = self.manager.acquire(place)
             except errors.KitError:
-                if place.topology is self.topology and not self._engine.dispatcher.closed:
-                    raise
-                if self._engine.dispatcher.closed:
+                if place.topology is self.topology or self.engine.dispatcher.closed:
                     raise
                 continue  # another topology serves now
             if place in self._places.get(route.model, ()) and place.resident is lease.model:
@@ -178,7 +177,7 @@ class ModelPlaces:
         """
         budget = _budget_of(handler, settings)
         self.check(handler, settings)
-        models = None if handler.max_models is None else handler.max_models * settings.copies
+        models = _most_models(handler, settings)
         if budget != self.manager.budget or models != self.manager.max_models:
             self.manager.resize(budget, models)
 
@@ -264,11 +263,6 @@ class ModelPlaces:
         """Run something in a load thread."""
         self._loads.run(action)
 
-    @property
-    def engine(self) -> Engine:
-        """The deployment's engine."""
-        return self._engine
-
     def close(self) -> None:
         """End all loads and threads, once the processes have ended; idempotent."""
         self.manager.close()
@@ -282,3 +276,8 @@ def _budget_of(handler: Any, settings: Settings) -> int | None:
     """Bytes for all models together; the deployment's budget beats the handler's."""
     budget: int | None = handler.memory_budget if settings.memory_budget is None else settings.memory_budget
     return budget
+
+
+def _most_models(handler: Any, settings: Settings) -> int | None:
+    """Models loaded at once in all processes; the handler's number is for each place that has a copy."""
+    return None if handler.max_models is None else handler.max_models * settings.copies

@@ -57,6 +57,11 @@ class Process:
         self.on_exit: Callable[[Process], None] | None = None
 
     @property
+    def name(self) -> str:
+        """What it is called in words, such as "worker 0"."""
+        return f"{self.role} {self.index}"
+
+    @property
     def alive(self) -> bool:
         return self.pid > 0 and not self.exited.is_set()
 
@@ -115,7 +120,7 @@ class Process:
 
     def control_closed(self) -> None:
         """All that the process had to say is read: what is still waited for won't come."""
-        error = errors.WorkerDied(f"{self.role} {self.index} (pid {self.pid}) is gone.")
+        error = errors.WorkerDied(f"{self.name} (pid {self.pid}) is gone.")
         for future in (self.loaded, *list(self.acks.values())):
             if not future.done():
                 future.set_exception(error)

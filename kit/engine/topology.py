@@ -125,8 +125,7 @@ class Topology:
             self._raise_if_stopped()
             process.exited.wait(STOP_TIMEOUT_S)
             raise errors.ModelLoadFailed(
-                f"{process.role} {process.index} (pid {process.pid}) {process.describe_exit()} "
-                "while it loaded the model."
+                f"{process.name} (pid {process.pid}) {process.describe_exit()} while it loaded the model."
             ) from error
         process.ready = True
         self._note_report(process, value)
@@ -139,7 +138,7 @@ class Topology:
                 self.model_bytes = value["weights_bytes"]
             if "load_s" in value:
                 self.load_s = value["load_s"]
-                self.engine.event("load", f"{process.role} {process.index} in {value['load_s']:.2f} s", process.pid)
+                self.engine.event("load", f"{process.name} in {value['load_s']:.2f} s", process.pid)
 
     def _raise_if_stopped(self) -> None:
         if self.state == "stopping":

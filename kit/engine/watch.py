@@ -103,7 +103,7 @@ class Watch:
                 self._stray[process.pid] = written
                 self._engine.event(
                     "warning",
-                    f"{process.role} {process.index} writes to its weights: {format_bytes(written)} are private now; "
+                    f"{process.name} writes to its weights: {format_bytes(written)} are private now; "
                     "is the model in train mode? Use model.eval(), or mode 'large'",
                     process.pid,
                 )
