@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "BatchSizer": "kit.batching",
-    "Comparison": "kit.compare",
+    "Comparison": "kit.comparison",
     "Deployment": "kit.deployment",
     "Failure": "kit.engine.requests",
     "KeyModelMapping": "kit.keyed",
@@ -47,7 +47,8 @@ _MODULES = ("assets", "beam", "errors", "handlers")
 if TYPE_CHECKING:
     from kit import assets, beam, errors, handlers
     from kit.beams_keyed import _in_our_form as _in_our_form
-    from kit.compare import Comparison, compare
+    from kit.compare import compare
+    from kit.comparison import Comparison
     from kit.daemon.client import _serve_named as _serve_named
     from kit.daemon.client import connect, deployments
     from kit.deploying import close_all, deploy

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import kit
-from kit.compare import Comparison
 from kit.compare_run import BARE_LOOP
+from kit.comparison import Comparison
 from kit.sizes import format_bytes
 
 SHARED_PAGES = (

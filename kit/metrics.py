@@ -1,4 +1,4 @@
-"""Counters, latency histograms and the history of a deployment.
+"""Counters and latency histograms of a deployment.
 
 All of it is written by several threads without locks. Each write is one `x[i] += n` or `self.x += n`
 with nothing called in between; CPython switches threads only at calls and backward jumps, so under
@@ -7,17 +7,9 @@ its global lock no count is lost. Without that lock (free-threaded builds) a few
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _LOWEST_S, _HIGHEST_S = 1e-6, 1e3
 _RATIO = 1.1  # of the bounds of a bucket; its middle is within 4.9 % of all that it holds
@@ -208,121 +200,3 @@ class Counters:
 
     def __repr__(self) -> str:
         return f"Counters({', '.join(f'{name}={value}' for name, value in self.as_dict().items())})"
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something worth a mark on a plot.
-
-    Attributes:
-        time: seconds since the epoch.
-        kind: "start", "switch", "update", "death", "load", "close".
-        text: what happened, for people.
-        pid: the process concerned, None when it isn't about one.
-    """
-
-    time: float
-    kind: str
-    text: str
-    pid: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.text}" if self.text else self.kind
-
-
-#: The figures of a deployment's row of `History`, by name; "gpu_bytes" comes with a GPU.
-FIGURES = (
-    "mode", "elements_per_s", "failed_per_s", "p50_s", "p95_s", "p99_s",
-    *(f"{part}_p{share}_s" for part in LATENCY_PARTS for share in (50, 99)),
-    "queued", "in_flight", "processes", "pss_bytes", "libraries_bytes",
-    "weights_private_bytes", "weights_shared_bytes", "working_bytes",
-)  # fmt: skip
-
-
-class History:
-    """The last hour of a deployment, a row a second, and its last events.
-
-    Args:
-        capacity: rows kept.
-        max_events: events kept.
-        clock: seconds since the epoch.
-    """
-
-    def __init__(self, capacity: int = 3600, max_events: int = 1000, clock: Any = time.time) -> None:
-        self._rows: deque[dict[str, Any]] = deque(maxlen=capacity)
-        self._events: deque[Event] = deque(maxlen=max_events)
-        self._clock = clock
-        self._forgotten_until = -math.inf
-        self.began = clock()
-
-    def add(self, row: Mapping[str, Any], at: float | None = None) -> None:
-        """Append a row: figures by name, units in the names. `at` is seconds since the epoch."""
-        if len(self._rows) == self._rows.maxlen:
-            self._forgotten_until = self._rows[0]["time"]
-        self._rows.append({"time": self._clock() if at is None else at, **row})
-
-    def event(self, kind: str, text: str = "", pid: int | None = None, at: float | None = None) -> Event:
-        """Note an event; returns it."""
-        noted = Event(self._clock() if at is None else at, kind, text, pid)
-        self._events.append(noted)
-        return noted
-
-    def events(self) -> list[Event]:
-        """The events, oldest first."""
-        return list(self._events)
-
-    def recent(self, seconds: float) -> list[dict[str, Any]]:
-        """The rows of the last `seconds`, oldest first, as they were added; cheap, however long the history is."""
-        since = self._clock() - seconds
-        found = list(itertools.takewhile(lambda row: row["time"] >= since, reversed(tuple(self._rows))))
-        return found[::-1]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows, oldest first: "time" (seconds since the epoch), "elapsed_s", the figures, "events".
-
-        "events" holds the texts of what happened since the row before; what happened after the last
-        row has a row of its own, without figures.
-        """
-        rows = [
-            {"time": row["time"], "elapsed_s": row["time"] - self.began, **row, "events": []}
-            for row in tuple(self._rows)
-        ]
-        index = 0
-        for event in sorted((e for e in tuple(self._events) if e.time > self._forgotten_until), key=lambda e: e.time):
-            while index < len(rows) and rows[index]["time"] < event.time:
-                index += 1
-            if index == len(rows):
-                rows.append({"time": event.time, "elapsed_s": event.time - self.began, "events": []})
-            rows[index]["events"].append(str(event))
-        return rows
-
-    def last(self) -> Mapping[str, Any]:
-        """The newest row as it was added, empty before the first."""
-        return self._rows[-1] if self._rows else {}
-
-    def last_event(self) -> Event | None:
-        """The newest event, None before the first."""
-        return self._events[-1] if self._events else None
-
-    def to_frame(self, figures: Sequence[str] = ()) -> pd.DataFrame:
-        """`frame_of_rows` of `rows`."""
-        return frame_of_rows(self.rows(), figures)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
-def frame_of_rows(rows: list[dict[str, Any]], figures: Sequence[str] = ()) -> pd.DataFrame:
-    """The `rows` of a History as a DataFrame; the columns `figures` are there before the first row is, too.
-
-    "time" is the local time without a zone, "events" one text ("" for none).
-    """
-    import pandas as pd
-
-    found = (name for row in rows for name in row if name != "events")
-    names = dict.fromkeys(["time", "elapsed_s", *figures, *found])
-    frame = pd.DataFrame(rows, columns=[*names, "events"])
-    frame["time"] = pd.to_datetime([datetime.fromtimestamp(row["time"]) for row in rows])
-    frame["elapsed_s"] = frame["elapsed_s"].astype(float)
-    frame["events"] = ["; ".join(row["events"]) for row in rows]
-    return frame

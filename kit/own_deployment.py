@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kit import errors
 from kit.checks import check_function, check_takes_paths
 from kit.deployment import Deployment
-from kit.metrics import FIGURES
+from kit.history import FIGURES
 
 # The engine is imported when something is deployed: a kernel that connects to a named deployment never needs it.
 if TYPE_CHECKING:

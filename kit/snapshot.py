@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kit.engine.core import Engine
     from kit.engine.watch import Watch
-    from kit.metrics import Event
+    from kit.history import Event
     from kit.settings import Settings
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from kit.compare import Comparison
 from kit.compare_plot import Point, draw
 from kit.compare_run import Result
+from kit.comparison import Comparison
 from kit.errors import (
     SharedModeUnavailable,
 )

@@ -61,9 +61,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_the_function_compare_is_not_hidden_by_its_module() -> None:
-    code = "import kit; from kit.compare import Comparison; print(callable(kit.compare))"
+    code = "import kit; from kit.compare import compare; print(callable(kit.compare))"
     assert _python(code).strip() == "True"
-    code = "import kit; kit.compare; from kit.compare import Comparison; print(callable(kit.compare))"
+    code = "import kit; kit.compare; from kit.compare import compare; print(callable(kit.compare))"
     assert _python(code).strip() == "True"
 
 

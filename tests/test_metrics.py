@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kit.metrics import Counters, History, LatencyHistogram, LatencySplit
+from kit.history import History
+from kit.metrics import Counters, LatencyHistogram, LatencySplit
 
 
 def filled(*seconds: float) -> LatencyHistogram:

@@ -10,7 +10,7 @@ import pytest
 import kit
 from kit import errors
 from kit.compare_cancel import Cancel
-from kit.metrics import FIGURES, History
+from kit.history import FIGURES, History
 from tests.models import Doubling
 from tests.widgets_helpers import Gated, until
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import kit
-from kit.metrics import Event
+from kit.history import Event
 from kit.settings import Settings
 from tests.models import Doubling
 from tests.test_widgets_pictures import row as process

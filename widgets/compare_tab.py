@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 
-from kit.compare import Comparison
+from kit.comparison import Comparison
 from kit.settings import MODES
 from widgets.html import shortened
 from widgets.progress import Progress

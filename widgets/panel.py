@@ -9,8 +9,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from kit.checks import is_number
-from kit.compare import Comparison, compare
+from kit.compare import compare
 from kit.compare_cancel import Cancel
+from kit.comparison import Comparison
 from kit.deployment import Deployment
 from kit.errors import InvalidSetting
 from widgets import export

@@ -20,7 +20,7 @@ from kit.compare_plot import number
 from widgets.html import GREEN, GREY, SKY, VERMILLION, shortened
 
 if TYPE_CHECKING:
-    from kit.metrics import Event
+    from kit.history import Event
     from kit.snapshot import Snapshot
 
 DPI = 100

@@ -137,7 +137,7 @@ class RemoteDeployment(Deployment):
 
     @property
     def history(self) -> pd.DataFrame:
-        from kit.metrics import FIGURES, frame_of_rows
+        from kit.history import FIGURES, frame_of_rows
 
         return frame_of_rows(self._connection.call("history"), FIGURES)
 

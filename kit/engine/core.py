@@ -33,7 +33,7 @@ from kit.engine.quarantine import Quarantine
 from kit.engine.reactor import Reactor
 from kit.engine.requests import Request
 from kit.engine.topology import Topology
-from kit.metrics import History
+from kit.history import History
 from kit.settings import Settings
 
 TICK_S = 0.05
