@@ -29,7 +29,7 @@ class HistogramSnapshot:
 class LatencyHistogram:
     """How often which latency was seen, from 1 µs to 1000 s, to within 5 %.
 
-    What lies outside is counted at the nearer end. Recording costs under a microsecond.
+    What lies outside is counted at the nearer end.
     """
 
     __slots__ = ("counts", "sum_s")

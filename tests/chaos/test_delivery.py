@@ -35,7 +35,9 @@ class Doubling(kit.ModelHandler):
 
 
 def pids(deployment, role):
-    return [process.pid for process in deployment._engine.topology.processes if process.role == role]
+    """Of those that have loaded: one killed while it loads counts as a failed load."""
+    processes = deployment._engine.topology.processes
+    return [process.pid for process in processes if process.role == role and process.ready]
 
 
 def asking(deployment):
