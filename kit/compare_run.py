@@ -35,7 +35,7 @@ class Result:
         throughputs: elements a second, one figure a repeat.
         latency: of requests of one example, all repeats together.
         peak_pss_bytes: highest sum over its processes.
-        weights_bytes: bytes of the model's copies together.
+        weights_bytes: bytes of the model's copies together; what they map from the same file or segment counts once.
         starts_s: seconds from the first process to the first answer, one figure a start.
         note: why it couldn't run, "" if it could.
         error: the error behind the note.
@@ -262,7 +262,8 @@ class _Deployed:
         # Once a repeat, between the measurements: it reads memory, which takes time.
         stats = self._deployment.stats()
         self._pids = [int(pid) for pid in stats["pid"]]
-        self.weights_bytes = int(stats["weights_private_bytes"].sum() + stats["weights_shared_bytes"].max())
+        held = self._deployment._watch.memory()
+        self.weights_bytes = held["weights_private_bytes"] + held["weights_shared_bytes"]
 
     def throughput(self, seconds: float) -> float:
         began, passes = time.perf_counter(), 0

@@ -115,9 +115,10 @@ class Deployment(DeployedSettings, DeployedModels):
         """One row a process.
 
         Columns: role, index, pid, mode, uptime_s, load_s; pss_bytes, uss_bytes and their pss_age_s;
-        weights_private_bytes, weights_shared_bytes; gpu_bytes where there is a GPU; examples, batches,
-        batch_size (mean), coalesced (requests), elements_per_s and busy_share (0 to 1), both over the last
-        seconds, or since the process started when it wasn't looked at before; heartbeat_age_s.
+        weights_private_bytes, weights_shared_bytes (in a segment or file that others may map, too);
+        gpu_bytes where there is a GPU; examples, batches, batch_size (mean), coalesced (requests), elements_per_s
+        and busy_share (0 to 1), both over the last seconds, or since the process started when it wasn't looked at
+        before; heartbeat_age_s.
         """
 
     @property

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
+from kit.mapped_files import File, in_mapped_files
+
 #: Smaller numpy buffers stay in the pickle: a mapping entry would cost more than it saves.
 SMALL_BYTES = 1024
 
@@ -47,6 +49,11 @@ class BufferPickler(cloudpickle.Pickler):
         self.trail.append(index)
         return (index, str(obj.dtype).removeprefix("torch.") if typed else None)
 
+    def spans(self) -> set[tuple[int, int]]:
+        """Where the storages and buffers lie: (address, bytes), each once."""
+        found = {(int(storage.data_ptr()), int(storage.nbytes())) for storage in self.storages if storage.nbytes()}
+        return found | {(address(raw), raw.nbytes) for raw in self.buffers}
+
     def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
         if raw.nbytes < SMALL_BYTES:
@@ -62,24 +69,57 @@ def pickled(model: Any, kind: type[BufferPickler] = BufferPickler) -> tuple[byte
     return file.getvalue(), pickler
 
 
-def measure(model: Any) -> int | None:
-    """Bytes of a loaded model: storages and buffers, each once, and its pickled rest; None if it can't be pickled."""
+class Weighed(NamedTuple):
+    """Bytes of a loaded model.
+
+    Attributes:
+        size_bytes: storages and buffers, each once, and the pickled rest.
+        mapped: of them those in mapped files, by (device, inode).
+        device_bytes: of them those outside the machine's memory, on a GPU.
+    """
+
+    size_bytes: int
+    mapped: dict[File, int]
+    device_bytes: int
+
+
+def weigh(model: Any) -> Weighed | None:
+    """What a loaded model weighs; None if it can't be pickled."""
     try:
         head, pickler = pickled(model, _AnyDevice)
     except Exception:
         return None
-    buffers = {(address(raw), raw.nbytes) for raw in pickler.buffers}
-    return len(head) + sum(int(s.nbytes()) for s in pickler.storages) + sum(size for _, size in buffers)
+    elsewhere = sum(int(storage.nbytes()) for storage in pickler.elsewhere)
+    spans = pickler.spans()
+    size = len(head) + sum(size for _, size in spans) + elsewhere
+    return Weighed(size, in_mapped_files(spans), elsewhere)
+
+
+def measure(model: Any) -> int | None:
+    """Bytes of a loaded model, None if it can't be pickled."""
+    weighed = weigh(model)
+    return None if weighed is None else weighed.size_bytes
 
 
 class _AnyDevice(BufferPickler):
+    """Collects storages of other devices as well, each once, in `elsewhere`."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.elsewhere: list[Any] = []
+
     def persistent_id(self, obj: Any) -> Any:
         try:
             return super().persistent_id(obj)
         except pickle.PicklingError:
             storage = getattr(obj, "_untyped_storage", obj)
-            self.storages.append(storage)
-            return (len(self.storages) - 1, None)
+            if storage.device.type == "meta":  # a shape without memory
+                return ("meta", storage.nbytes())
+            key = (storage.data_ptr(), storage.nbytes())
+            if key not in self._known:
+                self._known[key] = len(self.elsewhere)
+                self.elsewhere.append(storage)
+            return (str(storage.device), self._known[key])
 
 
 def address(raw: memoryview) -> int:
@@ -87,27 +127,33 @@ def address(raw: memoryview) -> int:
 
 
 class Loaded(NamedTuple):
-    """A loaded model, the seconds that it took and its bytes."""
+    """A loaded model, the seconds that it took and its bytes, as `Weighed` has them."""
 
     model: Any
     load_s: float
     size_bytes: int
+    mapped: dict[File, int]
+    device_bytes: int = 0
 
 
-def timed_load(load: Callable[[], Any], measure: Callable[[Any], int | None] = measure) -> Loaded:
+def timed_load(load: Callable[[], Any], measure: Callable[[Any], int | None] | None = None) -> Loaded:
     """Load a model and see what it weighs.
 
-    ``size_bytes`` is what `measure` says; where that is None, as for a model that can't be pickled, it is
-    the growth of this process's private memory.
+    ``size_bytes`` is what `measure` says, or else `weigh`; where that is None, as for a model that can't be
+    pickled, it is the growth of this process's private memory.
     """
     before = _private_bytes()
     start = time.monotonic()
     model = load()
     load_s = time.monotonic() - start
-    size = measure(model)
+    if measure is None:
+        weighed = weigh(model)
+        if weighed is not None:
+            return Loaded(model, load_s, *weighed)
+    size = measure(model) if measure is not None else None
     if size is None:
         size = max(0, _private_bytes() - before)
-    return Loaded(model, load_s, int(size))
+    return Loaded(model, load_s, int(size), {})
 
 
 def _private_bytes() -> int:

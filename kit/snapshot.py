@@ -48,6 +48,7 @@ class Snapshot:
         latest: the last answer: "example", "result", "pid", "mode", "seconds"; empty before the first.
         sample: a few examples that were sent.
         model_bytes: one copy of the weights, None while unknown.
+        mapped_bytes: the part of it in files that its library maps, kept once by the kernel.
         switching: a switch under way, None without.
         clients: of a named deployment, one dict a connected kernel, as the rows of its `clients()`; else None.
         models: of a handler with models by key one dict a model, as the rows of `Deployment.models`; else empty.
@@ -70,12 +71,14 @@ class Snapshot:
     clients: list[dict[str, Any]] | None = None
     models: list[dict[str, Any]] = field(default_factory=list)
     models_budget: int | None = None
+    mapped_bytes: int = 0
 
     def predict_memory(self, settings: Settings) -> dict[str, int]:
         """Bytes that other settings would take, by role, judged by what is measured now.
 
-        The weights are (copies) x (bytes of one copy). Libraries are mapped by all processes and counted once,
-        so they stay; working memory grows with the number of processes. 0 for what isn't known yet.
+        The weights are (copies) x (bytes of one copy); what a library maps from a file counts once, as all of them
+        do in `shared`. Libraries are mapped by all processes and counted once, so they stay; working memory grows
+        with the number of processes. 0 for what isn't known yet.
 
         Returns:
             libraries_bytes, weights_private_bytes, weights_shared_bytes, working_bytes, and their sum, pss_bytes.
@@ -83,11 +86,11 @@ class Snapshot:
         now = self.rows[-1] if self.rows else {}
         serving = [row for row in self.processes if row["role"] in ("worker", "host")]
         wanted = settings.processes + (settings.model_copies if settings.remote else 0)
-        weights = settings.copies * (self.model_bytes or 0)
+        in_shared, model = settings.mode == "shared", self.model_bytes or 0
         found = {
             "libraries_bytes": int(now.get("libraries_bytes", 0)),
-            "weights_private_bytes": 0 if settings.mode == "shared" else weights,
-            "weights_shared_bytes": weights if settings.mode == "shared" else 0,
+            "weights_private_bytes": 0 if in_shared else settings.copies * (model - self.mapped_bytes),
+            "weights_shared_bytes": model if in_shared else self.mapped_bytes,
             "working_bytes": int(now.get("working_bytes", 0) / max(1, len(serving)) * wanted),
         }
         return {**found, "pss_bytes": sum(found.values())}
@@ -112,6 +115,7 @@ def take(engine: Engine, watch: Watch, seconds: float) -> Snapshot:
         latest=dispatcher.latest,
         sample=list(dispatcher.sample),
         model_bytes=engine.model_bytes,
+        mapped_bytes=engine.topology.mapped_bytes,
         switching=_progress(engine),
         models=rows_by_key(engine) if engine.alive else [],
         models_budget=None if engine.places is None else handler.memory_budget,

@@ -22,7 +22,10 @@ def html_summary(deployment: OwnDeployment) -> str:
         "copies of the model": str(settings.copies),
     }
     if engine.model_bytes:
-        rows["weights"] = f"{settings.copies} × {format_bytes(engine.model_bytes)}"
+        mapped = engine.topology.mapped_bytes
+        rows["weights"] = f"{settings.copies} × {format_bytes(engine.model_bytes - mapped)}"
+        if mapped:
+            rows["weights"] += f", and {format_bytes(mapped)} mapped from a file, once for all copies"
     if settings.memory_budget:
         rows["memory budget"] = format_bytes(settings.memory_budget)
     memory = deployment._watch.memory()["pss_bytes"]

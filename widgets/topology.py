@@ -229,7 +229,9 @@ def _holds(row: Row) -> bool:
 
 
 def _weights(row: Row) -> str:
-    return format_bytes(row["weights_private_bytes"]) if row.get("weights_private_bytes") else ""
+    mapped = row.get("weights_shared_bytes", 0)
+    size = row.get("weights_private_bytes", 0) + mapped
+    return "" if not size else format_bytes(size) + (", mapped file" if mapped > size / 2 else "")
 
 
 def _size(row: Row) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from kit.engine.keyed_requests import Spec
 from kit.key_routes import KeyModel
+from kit.mapped_files import File
 
 if TYPE_CHECKING:
     from kit.engine.lane import Lane
@@ -81,6 +82,7 @@ class Resident:
         spec: what it is called there; every load has another number.
         homes: the processes that have it.
         fd: its segment in mode shared, -1 elsewhere; `segment` is how to rebuild it from there.
+        mapped: its bytes in mapped files, its segment among them, by (device, inode).
         at: when it was loaded (monotonic seconds).
     """
 
@@ -91,6 +93,7 @@ class Resident:
         homes: list[Process],
         size_bytes: int,
         load_s: float,
+        mapped: dict[File, int],
         fd: int = -1,
         segment: object = None,
     ) -> None:
@@ -99,6 +102,7 @@ class Resident:
         self.homes = homes
         self.size_bytes = size_bytes
         self.load_s = load_s
+        self.mapped = mapped
         self.fd = fd
         self.segment = segment
         self.at = time.monotonic()
@@ -119,8 +123,8 @@ class Resident:
         """Add its bytes to what its process is known to hold, or take them away."""
         report = home.report
         report["weights_bytes"] = max(0, report.get("weights_bytes", 0) + sign * self.size_bytes)
-        if self.fd >= 0:
-            report["private_bytes"] = 0
+        mapped = [one for one in report.get("mapped", ()) if one is not self.mapped]
+        report["mapped"] = [*mapped, self.mapped] if sign > 0 else mapped
 
     def close(self) -> None:
         """Close the segment; its memory goes with the last process that maps it. Idempotent."""

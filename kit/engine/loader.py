@@ -19,6 +19,7 @@ from kit.engine.local_model import LocalModel
 from kit.engine.model_store import Handlers, trouble_of
 from kit.engine.protocol import FAILED, LOADED, VERIFIED, VERIFY
 from kit.engine.transport import ChannelClosed
+from kit.mapped_files import in_mapped_files
 
 
 def main(context: Context) -> int:
@@ -41,7 +42,8 @@ def main(context: Context) -> int:
     if difference is not None:
         context.fail("SharedModeUnavailable", f"the model of {name} doesn't survive pickling", ValueError(difference))
         return 1
-    report = {**report, "weights_bytes": segment.weights_bytes, "head_bytes": len(segment.head)}
+    mapped = [in_mapped_files(published.spans())]
+    report = {**report, "weights_bytes": segment.weights_bytes, "head_bytes": len(segment.head), "mapped": mapped}
     context.control.send(LOADED, (report, segment), fds=(fd,))
     os.close(fd)
     return _verify(context, LocalModel(handler, model), LocalModel(handler, rebuilt))

@@ -60,7 +60,9 @@ class ModelLoads:
                 f"{place.model!r} at {resident.where}: {format_bytes(resident.size_bytes)} in {resident.load_s:.2f} s",
                 resident.pid,
             )
-            return Loaded(resident, resident.load_s or time.monotonic() - began, resident.size_bytes)
+            return Loaded(
+                resident, resident.load_s or time.monotonic() - began, resident.size_bytes, resident.mapped, 0
+            )
         raise errors.ModelLoadFailed(
             f"loading the model of {place.model!r} failed: the process that loaded it died, {TRIES} times in a row. "
             "See deployment.logs(); does its load_model need more memory than there is?"
@@ -90,8 +92,8 @@ class ModelLoads:
             place.loading_at = None
         if isinstance(answer, Trouble):
             raise answer.error()
-        load_s, size_bytes = answer
-        resident = Resident(place, spec, [home], size_bytes, load_s)
+        load_s, size_bytes, mapped = answer
+        resident = Resident(place, spec, [home], size_bytes, load_s, mapped)
         self.settle(resident)
         if not home.alive:  # its end may have been noted before it was in the books
             place.resident = None

@@ -102,7 +102,7 @@ class ModelStore:
         handler.set_environment_vars()
         loaded = timed_load(handler.load_model)
         self._models[value.model] = loaded.model
-        return loaded.load_s, loaded.size_bytes
+        return loaded.load_s, loaded.size_bytes, loaded.mapped
 
     def turn(self, spec: Spec) -> contextlib.AbstractContextManager[Any]:
         """Held while a model computes that one thread at a time may call."""

@@ -13,6 +13,7 @@ from kit.engine.homes import Place, Resident
 from kit.engine.processes import STOP_TIMEOUT_S
 from kit.engine.protocol import ATTACH_MODEL
 from kit.engine.trouble import Trouble
+from kit.mapped_files import file_of
 
 if TYPE_CHECKING:
     from kit.engine.keyed_requests import Specs
@@ -49,7 +50,8 @@ class Segments:
             loader.ask_to_stop()
             if not loader.exited.wait(STOP_TIMEOUT_S):
                 loader.kill()
-        resident = Resident(place, spec, [], segment.size, time.monotonic() - began, fds[0], segment)
+        mapped = {file_of(fds[0]): segment.size}
+        resident = Resident(place, spec, [], segment.size, time.monotonic() - began, mapped, fds[0], segment)
         with self._lock:
             workers = [worker for worker in topology.of_role("worker") if worker.ready]
             try:

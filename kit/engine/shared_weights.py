@@ -40,7 +40,8 @@ class SharedWeights:
         loader = topology.spawn("loader", 0)
         (report, segment), fds = topology.wait_ready(loader)
         self.segment, self._fd = segment, fds[0]
-        topology.model_bytes = report["weights_bytes"]
+        topology.note_weights(report)
+        loader.report = report  # its own copy, for as long as it stays
         self.loader = loader
         topology.check_measured()
         if sample:

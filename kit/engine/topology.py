@@ -21,6 +21,7 @@ from kit.engine import protocol
 from kit.engine.deaths import Deaths
 from kit.engine.ends import channel_pair
 from kit.engine.lane import Lane
+from kit.engine.memory_roles import mapped_files
 from kit.engine.processes import STOP_TIMEOUT_S, Process
 from kit.engine.shared_weights import SharedWeights
 from kit.engine.transport import ChannelClosed
@@ -36,7 +37,7 @@ class Topology:
 
     Attributes:
         model_bytes: measured weight of one copy, None before the first is loaded; `expected_bytes` is what was
-            known of it before, None for nothing.
+            known of it before, None for nothing. mapped_bytes: the part of it that lies in mapped files.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Topology:
         self.lanes: list[Lane] = []
         self.weights: SharedWeights | None = None
         self.model_bytes: int | None = None
+        self.mapped_bytes = 0
         self.expected_bytes = expected_bytes
         self.state = "new"  # new, serving, stopping
         self.load_s = 0.0
@@ -134,11 +136,17 @@ class Topology:
     def _note_report(self, process: Process, value: Any) -> None:
         if process.role != "loader" and not process.report:
             process.report = value
-            if value.get("weights_bytes"):
-                self.model_bytes = value["weights_bytes"]
+            # A worker of mode shared tells of its segment; what the model is loaded from, the loader has told.
+            if value.get("weights_bytes") and self.weights is None:
+                self.note_weights(value)
             if "load_s" in value:
                 self.load_s = value["load_s"]
                 self.engine.event("load", f"{process.name} in {value['load_s']:.2f} s", process.pid)
+
+    def note_weights(self, report: dict[str, Any]) -> None:
+        """Remember what one copy of the model weighs, as the process that loaded it has reported."""
+        self.model_bytes = report["weights_bytes"]
+        self.mapped_bytes = sum(mapped_files(report).values())
 
     def _raise_if_stopped(self) -> None:
         if self.state == "stopping":

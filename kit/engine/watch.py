@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from kit.engine import board as fields
+from kit.engine.memory_roles import by_role, weights_of
 from kit.engine.weights import SEGMENT_NAME
 from kit.memory import MemorySampler, Sample, format_bytes, segment_memory
 
@@ -111,30 +112,15 @@ class Watch:
     def memory(self) -> dict[str, int]:
         """Bytes of all processes by what they hold; PSS, so that shared pages count once."""
         samples = {sample.pid: sample for sample in self._sampler.latest()}
-        pss = private = shared = libraries = 0
-        for process in list(self._engine.topology.processes):
-            sample = samples.get(process.pid)
-            if sample is None:
-                continue
-            own, mapped = weights_of(process)
-            pss += _pss(sample)
-            private += own
-            shared = max(shared, mapped)
-            libraries += max(0, _pss(sample) - sample.memory.uss_bytes)
+        read = [
+            (process.report, samples[process.pid].memory)
+            for process in list(self._engine.topology.processes)
+            if process.pid in samples
+        ]
         forkserver = samples.get(self._engine.forkserver.pid)
-        if forkserver is not None:
-            pss += _pss(forkserver)
-            libraries += _pss(forkserver)
-        libraries = max(0, libraries - shared)
+        found = by_role(read, None if forkserver is None else forkserver.memory)
         on_gpu = [sample.gpu_bytes for sample in samples.values() if sample.gpu_bytes is not None]
-        return {
-            **({"gpu_bytes": sum(on_gpu)} if on_gpu else {}),
-            "pss_bytes": pss,
-            "libraries_bytes": libraries,
-            "weights_private_bytes": private,
-            "weights_shared_bytes": shared,
-            "working_bytes": max(0, pss - libraries - private - shared),
-        }
+        return {**({"gpu_bytes": sum(on_gpu)} if on_gpu else {}), **found}
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a process, for `stats`."""
@@ -207,25 +193,17 @@ class Watch:
         self._sampler.tick()
 
 
-def weights_of(process: Process) -> tuple[int, int]:
-    """Bytes of weights that a process holds alone, and that it maps from the shared segment."""
-    weights = int(process.report.get("weights_bytes", 0))
-    if "private_bytes" in process.report:
-        return int(process.report["private_bytes"]), weights
-    return weights, 0
-
-
-def _pss(sample: Sample) -> int:
-    memory = sample.memory
-    return int(memory.uss_bytes if memory.pss_bytes is None else memory.pss_bytes)
-
-
 def _memory_columns(sample: Sample | None, process: Process | None) -> dict[str, Any]:
-    own, shared = weights_of(process) if process is not None else (0, 0)
+    own, shared = weights_of(process.report) if process is not None else (0, 0)
     columns: dict[str, Any] = {"weights_private_bytes": own, "weights_shared_bytes": shared}
     if sample is None:
         return {"pss_bytes": None, "uss_bytes": None, "pss_age_s": None, **columns}
-    columns = {"pss_bytes": _pss(sample), "uss_bytes": sample.memory.uss_bytes, "pss_age_s": sample.age_s, **columns}
+    columns = {
+        "pss_bytes": sample.memory.pss_bytes,
+        "uss_bytes": sample.memory.uss_bytes,
+        "pss_age_s": sample.age_s,
+        **columns,
+    }
     if sample.gpu_bytes is not None:
         columns["gpu_bytes"] = sample.gpu_bytes
     return columns

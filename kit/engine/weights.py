@@ -25,6 +25,7 @@ import numpy as np
 
 from kit.engine.arena import anonymous_file
 from kit.engine.codec import aligned
+from kit.mapped_files import file_of
 from kit.model_bytes import BufferPickler, address, pickled
 
 SEGMENT_NAME = "kit-weights"
@@ -110,9 +111,10 @@ def attach(fd: int, segment: Segment) -> Any:
 
 
 def attach_segment(fd: int, segment: Segment) -> tuple[Any, dict[str, Any]]:
-    """`attach` for a worker: closes the descriptor and reports load_s, weights_bytes and private growth."""
+    """`attach` for a worker: closes the descriptor; reports load_s, weights_bytes, mapped and private growth."""
     from kit.memory import process_memory
 
+    mapped = {file_of(fd): segment.weights_bytes}
     before = process_memory(os.getpid())
     start = time.monotonic()
     model = attach(fd, segment)
@@ -120,7 +122,8 @@ def attach_segment(fd: int, segment: Segment) -> tuple[Any, dict[str, Any]]:
     load_s = time.monotonic() - start
     after = process_memory(os.getpid())
     private = max(0, after.anonymous_bytes - before.anonymous_bytes) if before and after else 0
-    return model, {"load_s": load_s, "weights_bytes": segment.weights_bytes, "private_bytes": private}
+    report = {"load_s": load_s, "weights_bytes": segment.weights_bytes, "mapped": [mapped]}
+    return model, {**report, "private_bytes": private}
 
 
 def check(ours: BufferPickler, rebuilt: Any) -> str | None:

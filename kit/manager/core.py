@@ -277,7 +277,7 @@ class ModelManager(Views):
 def _timed(load: Callable[[Hashable], Any], measure: Callable[[Any], int | None] | None, name: Hashable) -> Any:
     from kit import model_bytes
 
-    return model_bytes.timed_load(lambda: load(name), measure or model_bytes.measure)
+    return model_bytes.timed_load(lambda: load(name), measure)
 
 
 def _at_once(action: Callable[[], None]) -> None:

@@ -1,0 +1,65 @@
+"""What the memory of a deployment's processes holds: weights, libraries, working memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kit.mapped_files import File
+from kit.memory import ProcessMemory
+
+#: What a process has reported of the model or models that it has loaded.
+Report = Mapping[str, Any]
+
+
+def mapped_files(report: Report) -> dict[File, int]:
+    """Bytes of weights in mapped files, by file; of a file that several models map, the most that one has."""
+    found: dict[File, int] = {}
+    for one in list(report.get("mapped", ())):
+        for file, size in one.items():
+            found[file] = max(size, found.get(file, 0))
+    return found
+
+
+def weights_of(report: Report) -> tuple[int, int]:
+    """Bytes of weights that a process holds alone, on a GPU too, and that it maps from files or segments."""
+    mapped = sum(mapped_files(report).values())
+    if "private_bytes" in report:
+        return int(report["private_bytes"]), mapped
+    in_files = sum(sum(one.values()) for one in list(report.get("mapped", ())))
+    return max(0, int(report.get("weights_bytes", 0)) - in_files), mapped
+
+
+def by_role(processes: Iterable[tuple[Report, ProcessMemory]], forkserver: ProcessMemory | None) -> dict[str, int]:
+    """PSS of processes by what it holds; the parts add up to ``pss_bytes``.
+
+    A mapped file counts once, however many map it. Libraries are what processes share but for that (the fork
+    server's pages above all); working memory is what remains.
+    """
+    pss = private = common = 0
+    files: dict[File, int] = {}
+    mappers: Counter[File] = Counter()
+    for report, memory in processes:
+        on_host = weights_of(report)[0] - int(report.get("device_bytes", 0))
+        private += max(0, min(on_host, memory.anonymous_bytes))
+        pss += memory.pss_bytes
+        common += memory.pss_bytes - memory.uss_bytes
+        for file, size in mapped_files(report).items():
+            files[file] = max(size, files.get(file, 0))
+            mappers[file] += 1
+    if forkserver is not None:
+        pss += forkserver.pss_bytes
+        common += forkserver.pss_bytes
+    private = min(private, pss)
+    shared = min(sum(files.values()), pss - private)
+    # The pages of a file's only mapper are no common ones.
+    common -= sum(size for file, size in files.items() if mappers[file] > 1)
+    libraries = max(0, min(common, pss - private - shared))
+    return {
+        "pss_bytes": pss,
+        "libraries_bytes": libraries,
+        "weights_private_bytes": private,
+        "weights_shared_bytes": shared,
+        "working_bytes": pss - private - shared - libraries,
+    }
