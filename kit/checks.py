@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kit import errors
-from kit.shorten import counted
+from kit.shorten import counted, shorten
 
 
 def check_platform() -> None:
@@ -44,9 +45,28 @@ def check_handler(handler: Any, where: str = "") -> Any:
             f"{where}{name} has load_model and run_inference but isn't derived from kit.ModelHandler (or Beam's "
             f"ModelHandler); write `class {name}(kit.ModelHandler):`."
         )
+    _check_signatures(handler, where)
     import kit
 
     return kit._in_our_form(handler)
+
+
+def _check_signatures(handler: Any, where: str) -> None:
+    for name, written, arguments in (
+        ("load_model", "load_model(self)", ()),
+        ("run_inference", "run_inference(self, batch, model, inference_args=None)", (None, None, None)),
+    ):
+        try:
+            signature = inspect.signature(getattr(handler, name))
+        except (TypeError, ValueError):  # of something compiled
+            continue
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            raise errors.InvalidSetting(
+                f"{where}{type(handler).__name__}.{name}{signature} can't be called as Beam does ({error}); "
+                f"write `def {written}:`."
+            ) from None
 
 
 def check_takes_paths(handler: Any, path: Any) -> None:
@@ -57,6 +77,22 @@ def check_takes_paths(handler: Any, path: Any) -> None:
             f"update_model({str(path)!r}): {type(handler).__name__} has no update_model_path(self, model_path=None), "
             "so its model doesn't come from a path. Write one, or give a new handler."
         )
+
+
+def list_of_predictions(handler: Any, returned: Any) -> list[Any]:
+    """What ``run_inference`` returned as a list.
+
+    Raises:
+        TypeError: it is a single value, or a dict or DataFrame, whose keys would pass for predictions.
+    """
+    table = hasattr(returned, "iterrows")
+    if table or isinstance(returned, (str, bytes, Mapping)) or not isinstance(returned, Iterable):
+        what = "None" if returned is None else f"{shorten(repr(returned))} ({type(returned).__name__})"
+        raise TypeError(
+            f"{type(handler).__name__}.run_inference returned {what}: return a list, an array or a tensor with one "
+            "prediction for each example, in their order."
+        )
+    return list(returned)
 
 
 def check_prediction_count(handler: Any, values: Any, count: int) -> None:

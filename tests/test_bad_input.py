@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import kit
@@ -178,7 +179,7 @@ def test_an_error_in_load_model_comes_with_the_workers_traceback(mode: str) -> N
         kit.deploy(LoadsAfter("raise"), mode=mode)
     assert "load_model" in caught.value.remote_traceback
     assert "RuntimeError" in caught.value.remote_traceback
-    assert "in the serving process" in str(caught.value)
+    assert "where it was raised" in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["default", "large"])
@@ -281,7 +282,9 @@ def test_a_class_that_refers_to_what_cannot_be_pickled() -> None:
             with guard:
                 return np.array([2])
 
-    with pytest.raises(errors.HandlerNotPicklable, match="Closes can't travel"):
+    with pytest.raises(
+        errors.HandlerNotPicklable, match=r"The variable 'guard' \(a lock\) that Closes.load_model refers to"
+    ):
         kit.deploy(Closes())
 
 
@@ -369,6 +372,59 @@ def test_a_wrong_number_of_predictions_is_an_error_with_both_numbers(wrong_count
 def test_with_exception_handling_a_wrong_number_fails_its_batch(wrong_count: Any) -> None:
     results = [1, 2, 3] | RunInference(wrong_count).with_exception_handling()
     assert [type(failure.error) for failure in results.failures] == [errors.WrongPredictionCount] * 3
+
+
+@pytest.mark.parametrize("serve", [RunInference, kit.deploy], ids=["here", "deployed"])
+def test_methods_that_beam_could_not_call_are_refused_with_the_line_to_write(serve: Any) -> None:
+    class TwoArguments(Double):
+        def run_inference(self, batch: Any, model: Any) -> Any:  # type: ignore[override]
+            return batch
+
+    class LoadsWhat(Double):
+        def load_model(self, path: str) -> Any:  # type: ignore[override]
+            return path
+
+    with pytest.raises(errors.InvalidSetting, match=r"TwoArguments.run_inference.*write .*inference_args=None\):`"):
+        serve(TwoArguments())
+    with pytest.raises(errors.InvalidSetting, match=r"LoadsWhat.load_model.*'path'.*write `def load_model\(self\):`"):
+        serve(LoadsWhat())
+
+
+class Returns(Double):
+    """Returns what it is given as the result of a whole batch."""
+
+    def __init__(self, returned: Any) -> None:
+        super().__init__()
+        self.returned = returned
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (5, r"returned 5 \(int\)"),
+        ("abc", r"returned 'abc' \(str\)"),
+        ({"a": 1, "b": 2, "c": 3}, r"returned {'a': 1, .* \(dict\)"),
+        (pd.DataFrame({"a": [1], "b": [2], "c": [3]}), r"\(DataFrame\)"),
+    ],
+    ids=["int", "str", "dict", "DataFrame"],
+)
+def test_what_is_no_list_of_predictions_is_refused_though_it_has_three_of_something(returned: Any, words: str) -> None:
+    with pytest.raises(errors.InferenceFailed, match=rf"Returns.run_inference .*{words}.*return a list, an array"):
+        [1, 2, 3] | RunInference(Returns(returned))
+    with kit.deploy(Returns(returned)) as deployment, pytest.raises(errors.InferenceFailed, match=words):
+        deployment.predict([1, 2, 3])
+
+
+def test_a_generator_an_array_and_a_tuple_of_predictions_are_fine() -> None:
+    class Generates(Double):
+        def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+            yield from super().run_inference(batch, model)
+
+    for handler in (Generates(), Returns(np.array([2, 4, 6])), Returns((2, 4, 6))):
+        assert [prediction.inference for prediction in [1, 2, 3] | RunInference(handler)] == [2, 4, 6]
 
 
 def test_predictions_that_are_none_are_an_error() -> None:
@@ -571,7 +627,7 @@ def test_errors_survive_pickling_with_their_traceback() -> None:
 
     error = pickle.loads(pickle.dumps(errors.InferenceFailed("it failed", "Traceback: here")))
     assert isinstance(error, errors.InferenceFailed)
-    assert str(error) == "it failed\n  in the serving process:\n    Traceback: here"
+    assert str(error) == "it failed\n  where it was raised:\n    Traceback: here"
 
 
 def test_a_timeout_without_end_is_no_timeout() -> None:

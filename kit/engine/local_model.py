@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from kit.checks import check_prediction_count
+from kit.checks import check_prediction_count, list_of_predictions
 from kit.engine.codec import Rows
 
 
@@ -52,7 +52,7 @@ class LocalModel:
             if not isinstance(out, list):
                 out = Rows(out)
             return self._checked(out, len(batch), handler.model_id, False, start)
-        values = list(handler.run_inference(batch, self.model, inference_args))
+        values = list_of_predictions(handler, handler.run_inference(batch, self.model, inference_args))
         # Beam's PredictionResult is another class with the same fields.
         raw = not (values and hasattr(values[0], "inference") and hasattr(values[0], "example"))
         model_id = getattr(handler, "model_id", None)
