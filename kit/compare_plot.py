@@ -177,7 +177,7 @@ _PLACES = [
 
 
 def _label(axes: Axes, points: Sequence[Point], unit: float, obstacles: list[Box]) -> None:
-    texts, centres, sizes = [], [], []
+    texts, centres, sizes, marks = [], [], [], []
     for point in points:
         words = f"{point.label}\n{format_bytes(point.pss_bytes)} PSS\n{number(point.throughput)} elements/s"
         colour = _TEXT_COLOURS.get(point.mode, _OTHER_STYLE[0])
@@ -189,8 +189,10 @@ def _label(axes: Axes, points: Sequence[Point], unit: float, obstacles: list[Box
         sizes.append((right - left, top - bottom))
         x, y = axes.transData.transform((point.pss_bytes / unit, point.throughput))
         centres.append((float(x), float(y)))
+        lowest, highest = (float(axes.transData.transform((0, end))[1]) for end in (point.lowest, point.highest))
+        marks.append((x - 8, min(y - 8, lowest), x + 8, max(y + 8, highest)))
     inside = (axes.bbox.x0 + 4, axes.bbox.y0 + 4, axes.bbox.x1 + 8, axes.bbox.y1 + 4)
-    boxes = _place(centres, sizes, obstacles, inside)
+    boxes = _place(centres, sizes, marks, obstacles, inside)
     for text, centre, box in zip(texts, centres, boxes, strict=True):
         text.xyann = (box[0], box[1])
         near = _nearest(centre, box)
@@ -202,10 +204,13 @@ def _label(axes: Axes, points: Sequence[Point], unit: float, obstacles: list[Box
 
 
 def _place(
-    centres: Sequence[tuple[float, float]], sizes: Sequence[tuple[float, float]], obstacles: Sequence[Box], inside: Box
+    centres: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    marks: Sequence[Box],
+    obstacles: Sequence[Box],
+    inside: Box,
 ) -> list[Box]:
     """A box for each label. Passes over all move one at a time to its cheapest place; other starts if they clash."""
-    marks = [(x - 8, y - 8, x + 8, y + 8) for x, y in centres]
     choices = [[_candidate(at, size, place) for place in _PLACES] for at, size in zip(centres, sizes, strict=True)]
 
     def cost(index: int, box: Box, chosen: list[Box]) -> float:

@@ -30,6 +30,8 @@ def main(folder: str = "out") -> None:
     for name in ("peak_pss_bytes", "weights_bytes"):
         table[name.removesuffix("_bytes")] = [format_bytes(value) if value == value else "" for value in table[name]]
         table = table.drop(columns=name)
+    if not table["note"].any():
+        table = table.drop(columns="note")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3g}"))
     print(f"\n{SHARED_PAGES}\n")
     budget = tight_budget(comparison)
