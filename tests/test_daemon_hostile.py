@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import kit
-from kit.daemon import hello, link, protocol, spawn
-from kit.daemon.link import HEADER, MAGIC, NO_SLOT, OWN_FD, Link, LinkClosed
-from kit.daemon.wire import Encoder
+from kit.daemon import hello, protocol, ring, spawn
+from kit.daemon.encoder import Encoder
+from kit.daemon.frames import HEADER, MAGIC, NO_SLOT, OWN_FD, LinkClosed
+from kit.daemon.link import Link
 from tests.daemon_kernels import wait_for
 from tests.models import Doubling
 
@@ -142,7 +143,7 @@ def test_fuzzed_messages_never_reach_others(served: Any) -> None:
 
 
 def test_memory_that_could_be_truncated_or_is_too_small_is_refused(served: Any) -> None:
-    for seals, total in ((0, 4096), (0x2, 4096), (link._SEALS, 1 << 30)):
+    for seals, total in ((0, 4096), (0x2, 4096), (ring.SEALS, 1 << 30)):
         fd = os.memfd_create("hostile", os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, 4096)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
@@ -163,6 +164,17 @@ def test_many_descriptors_are_closed_again(served: Any) -> None:
         peer.sock.shutdown(socket.SHUT_WR)
         assert is_closed(peer.sock)
         peer.close()
+    wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before + 2, "descriptors are closed")
+
+
+def test_descriptors_that_ride_on_sane_frames_close_the_connection(served: Any) -> None:
+    pid = int(kit.deployments()["pid"][0])
+    before = len(os.listdir(f"/proc/{pid}/fd"))
+    for frame in (header(protocol.CANCEL, fds=1), header(slot=OWN_FD, fds=1, total=64, head=8)):
+        for _ in range(10):
+            fd = os.open("/dev/null", os.O_RDONLY)
+            assert_refused(frame, fd)
+            os.close(fd)
     wait_for(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= before + 2, "descriptors are closed")
 
 

@@ -19,15 +19,17 @@ from hypothesis.extra import numpy as st_numpy
 import kit
 from kit import errors
 from kit.daemon.blocks import aligned
-from kit.daemon.link import _write
-from kit.daemon.wire import Decoder, Encoder, Malformed
+from kit.daemon.decoder import Decoder
+from kit.daemon.encoder import Encoder
+from kit.daemon.link import lay_out
+from kit.daemon.wire import Malformed
 from kit.engine.codec import Rows
 
 
 def pack(encoder: Encoder) -> tuple[bytes, bytearray]:
     """Head and body, as a link lays them out."""
     body = bytearray(aligned(len(encoder.head)) + sum(aligned(size) for size, _ in encoder.buffers))
-    _write(memoryview(body), encoder.head, encoder.buffers)
+    lay_out(memoryview(body), encoder.head, encoder.buffers)
     return bytes(encoder.head), body
 
 

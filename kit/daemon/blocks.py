@@ -15,7 +15,8 @@ from kit import errors
 from kit.engine.codec import aligned
 
 if TYPE_CHECKING:
-    from kit.daemon.wire import Decoder, Encoder
+    from kit.daemon.decoder import Decoder
+    from kit.daemon.encoder import Encoder
 
 __all__ = ["Block", "aligned", "of_numpy", "of_tensor", "read", "stackable"]
 

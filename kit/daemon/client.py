@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from kit import errors
 from kit.daemon import durations, hello, paths, spawn
 from kit.daemon.connection import Connection, show_print
-from kit.daemon.link import Frame, Link
+from kit.daemon.decoder import trouble_of
+from kit.daemon.frames import Frame
+from kit.daemon.link import Link
 from kit.daemon.protocol import ERROR, HANDLER, NEED_HANDLER, PRINTED
 from kit.daemon.remote_deployment import RemoteDeployment
 from kit.daemon.spawn import ANSWER_S
 from kit.daemon.spawn import stop as stop
-from kit.daemon.wire import trouble_of
 from kit.inputs import sample_rows
 from kit.settings import Settings
 

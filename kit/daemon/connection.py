@@ -13,10 +13,13 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from kit import errors
+from kit.daemon.decoder import trouble_of
+from kit.daemon.encoder import Encoder
+from kit.daemon.frames import Frame, LinkClosed
 from kit.daemon.interrupts import Deferred
-from kit.daemon.link import Frame, Link, LinkClosed
+from kit.daemon.link import Link
 from kit.daemon.protocol import CALL, CANCEL, ERROR, PRINTED
-from kit.daemon.wire import Encoder, Malformed, trouble_of
+from kit.daemon.wire import Malformed
 
 #: Longest that a thread waits awake for an answer, seconds: being woken costs a short round trip a third more.
 SPIN_S = 500e-6

@@ -23,7 +23,8 @@ from typing import Any
 
 from kit import errors
 from kit.daemon import hello, paths, quiet
-from kit.daemon.link import Link, LinkClosed
+from kit.daemon.frames import LinkClosed
+from kit.daemon.link import Link
 from kit.daemon.protocol import CONNECTION, ERROR, HELLO, REPLY, STOP
 from kit.daemon.wire import Malformed
 from kit.engine import system

@@ -8,7 +8,7 @@ from typing import Any
 
 import kit
 from kit import errors
-from kit.daemon.link import Frame
+from kit.daemon.frames import Frame
 from kit.daemon.wire import Malformed
 
 #: What a kernel can ask for. Only "list", "stop" and "look" work across versions.

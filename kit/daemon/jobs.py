@@ -15,9 +15,10 @@ from typing import Any
 
 from kit import batching, errors
 from kit.daemon.connection import Connection
-from kit.daemon.link import Frame
+from kit.daemon.decoder import trouble_of
+from kit.daemon.frames import Frame
 from kit.daemon.protocol import RUN
-from kit.daemon.wire import Malformed, trouble_of
+from kit.daemon.wire import Malformed
 from kit.engine.codec import Rows
 from kit.engine.requests import Failure, results_of
 from kit.engine.runner import pick

@@ -1,65 +1,32 @@
 """A connection between a kernel and a deployment: a Unix socket for frames, a shared-memory ring for arrays.
 
-    frame = header (52 bytes) | body inline                   up to 16 KB
-    frame = header, body in the sender's half of the ring     what fits there
-    frame = header with a descriptor, body in its memory      what doesn't
-
-The ring is made and sealed by the deployment, and single descriptors must be sealed by their sender: memory that
-could be truncated under its reader would kill it (SIGBUS). Structure is copied out of shared memory before it
-is checked; only elements of arrays are read in place. Sending never waits: what the socket doesn't take is kept
-and sent by whoever receives, so that a kernel that stands still stalls nobody else.
+Structure is copied out of shared memory before it is checked; only elements of arrays are read in place. Sending
+never waits: what the socket doesn't take is kept and sent by whoever receives, so that a kernel that stands still
+stalls nobody else.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
-import fcntl
-import mmap
 import os
 import select
 import socket
-import struct
 import threading
 import time
-import weakref
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from kit.daemon.blocks import aligned
+from kit.daemon.decoder import Decoder
+from kit.daemon.encoder import Encoder
+from kit.daemon.frames import HEADER, INLINE_BYTES, MAGIC, NO_SLOT, OWN_FD, Frame, Header, Inbox, LinkClosed
 from kit.daemon.protocol import VERSION
-from kit.daemon.wire import Decoder, Encoder, Malformed
-from kit.engine.arena import ARENA_BYTES, Arena, anonymous_file
+from kit.daemon.ring import SHARED, Ring, own_memory, their_memory
+from kit.daemon.wire import Malformed
 
-MAGIC = 0x4B44
-# magic, version, kind | slot, descriptors | number | offset | freed mask | bytes of body, of head
-HEADER = struct.Struct("<HBBHHQQQQQ")
-NO_SLOT, OWN_FD = 0xFFFF, 0xFFFE
-INLINE_BYTES = 16 << 10
-SHARED = hasattr(os, "memfd_create")
-#: What a peer may send inline, in all, and as structure; bytes.
-MAX_INLINE, MAX_BODY, MAX_HEAD = (1 << 20 if SHARED else 1 << 30), 8 << 30, 1 << 30
 #: Unsent bytes that a peer which doesn't read may pile up here, before the link is closed.
 MAX_UNSENT = 64 << 20
-_SEALS = 0x2 | 0x4  # F_SEAL_SHRINK, F_SEAL_GROW
-_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-
-
-class LinkClosed(Exception):
-    """The other side is gone, or this side has closed the link."""
-
-
-class VersionDiffers(LinkClosed):
-    """The other side speaks another version of the protocol."""
-
-
-class Frame(NamedTuple):
-    """A received frame; `decoder` reads its values, `fd` is a descriptor that came with it or -1."""
-
-    kind: int
-    number: int
-    decoder: Decoder
-    fd: int = -1
 
 
 class Link:
@@ -80,15 +47,10 @@ class Link:
         self.keep = keep
         self.allow_pickle = allow_pickle
         self._lock = threading.Lock()
-        self._buffer = bytearray(64 << 10)
-        self._start = self._end = 0
-        self._fds: deque[int] = deque()
+        self._inbox = Inbox(sock)
+        self._ring: Ring | None = None
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.unsent_bytes = 0
-        self._out: Arena | None = None
-        self._in: Arena | None = None
-        self._freed: deque[int] = deque()
-        self._leases: dict[int, weakref.ref[Any]] = {}
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._wake_read, self._wake_write = os.pipe()
@@ -102,24 +64,12 @@ class Link:
 
     def make_ring(self) -> int:
         """Make the ring; the descriptor is for the other side's `use_ring`. -1 where memory can't be sealed."""
-        if not SHARED:
-            return -1
-        fd = anonymous_file("kit-link", 2 * ARENA_BYTES)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | 0x1)
-        self._map(fd, first=True)
+        self._ring, fd = Ring.make()
         return fd
 
     def use_ring(self, fd: int) -> None:
         """Use the ring that the other side has made; closes `fd`."""
-        try:
-            _check_sealed(fd, 2 * ARENA_BYTES)
-            self._map(fd, first=False)
-        finally:
-            os.close(fd)
-
-    def _map(self, fd: int, *, first: bool) -> None:
-        self._out = Arena(fd, 0 if first else ARENA_BYTES, ARENA_BYTES)
-        self._in = Arena(fd, ARENA_BYTES if first else 0, ARENA_BYTES)
+        self._ring = Ring.of(fd)
 
     def watch_peer(self, pidfd: int) -> None:
         """Take the end of a process for the end of the link too: a fork of it may hold the socket open."""
@@ -147,15 +97,15 @@ class Link:
                 raise LinkClosed("closed")
             slot, offset, target, extra = self._place(total)
             try:
-                _write(target, head, buffers)
+                lay_out(target, head, buffers)
                 del buffers
-                freed = self._take_freed() if self._freed else 0
+                freed = self._ring.take_freed() if self._ring is not None else 0
                 header = HEADER.pack(MAGIC, VERSION, kind, slot, len(fds), number, offset, freed, total, len(head))
                 body = bytes(target) if slot == NO_SLOT and total else b""
                 self._put(header + body, fds if extra < 0 else (*fds, extra))
             except BaseException:
-                if slot < OWN_FD and self._out is not None:
-                    self._out.release(1 << slot)
+                if slot < OWN_FD and self._ring is not None:
+                    self._ring.release(1 << slot)
                 raise
             finally:
                 if extra >= 0:
@@ -165,18 +115,11 @@ class Link:
     def _place(self, total: int) -> tuple[int, int, memoryview, int]:
         if total <= INLINE_BYTES or not SHARED:
             return NO_SLOT, 0, memoryview(bytearray(total)), -1
-        found = self._out.allocate(total) if self._out is not None else None
+        found = self._ring.allocate(total) if self._ring is not None else None
         if found is not None:
             return (*found, -1)
-        fd = anonymous_file("kit-message", total)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        return OWN_FD, 0, memoryview(mmap.mmap(fd, total)), fd
-
-    def _take_freed(self) -> int:
-        mask = 0
-        while self._freed:
-            mask |= 1 << self._freed.popleft()
-        return mask
+        fd, target = own_memory(total)
+        return OWN_FD, 0, target, fd
 
     def _put(self, data: bytes, fds: tuple[int, ...]) -> None:
         sent = 0 if self._unsent else self._send_now(data, fds)
@@ -229,7 +172,7 @@ class Link:
         """
         while True:
             if self.buffered:
-                frame = self._parse()
+                frame = self._next()
                 if frame is not None:
                     return frame
             if not self.look(timeout_s):
@@ -269,106 +212,43 @@ class Link:
     @property
     def buffered(self) -> bool:
         """True when something was read that may be a frame."""
-        return self._end - self._start >= HEADER.size
+        return self._inbox.maybe_frame
 
     def advance(self) -> Frame | None:
         """Do what can be done without waiting; the next frame, if it is there whole."""
-        frame = self._parse()
+        frame = self._next()
         if frame is None:
             if self._unsent:
                 self._flush()
-            self._read()
-            frame = self._parse()
+            self._inbox.read()
+            frame = self._next()
         return frame
 
-    def _read(self) -> None:
-        if self._start == self._end:
-            self._start = self._end = 0
-        elif self._end == len(self._buffer):
-            self._make_room()
-        view = memoryview(self._buffer)[self._end :]
-        try:
-            size, ancillary, flags, _ = self.sock.recvmsg_into([view], 256, _CLOEXEC)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            raise LinkClosed(str(error)) from error
-        for level, kind, data in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-                self._fds.extend(fds)
-        if flags & socket.MSG_CTRUNC or len(self._fds) > 64:
-            raise Malformed("too many descriptors")
-        if size == 0:
-            raise LinkClosed("end of stream")
-        self._end += size
-
-    def _make_room(self) -> None:
-        waiting = self._end - self._start
-        if self._start:
-            self._buffer[:waiting] = self._buffer[self._start : self._end]
-        else:
-            self._buffer.extend(bytes(min(len(self._buffer), MAX_INLINE)))
-        self._start, self._end = 0, waiting
-
-    def _parse(self) -> Frame | None:
-        waiting = self._end - self._start
-        if waiting < HEADER.size:
+    def _next(self) -> Frame | None:
+        header = self._inbox.next()
+        if header is None:
             return None
-        fields = HEADER.unpack_from(self._buffer, self._start)
-        magic, version, kind, slot, descriptors, number, offset, freed, total, head_size = fields
-        if magic != MAGIC:
-            raise Malformed("not a frame of the kit")
-        if version != VERSION:
-            raise VersionDiffers(f"protocol {version}, expected {VERSION}")
-        if total > MAX_BODY or head_size > min(total, MAX_HEAD) or descriptors > 1:
-            raise Malformed(f"a body of {total} bytes with a head of {head_size}")
-        inline = total if slot == NO_SLOT else 0
-        if inline > MAX_INLINE:
-            raise Malformed(f"{inline} bytes inline")
-        if waiting < HEADER.size + inline:
-            return None
-        at = self._start + HEADER.size
-        self._start = at + inline
-        fd = self._take_fd() if descriptors else -1
-        if freed and self._out is not None:
+        if header.freed and self._ring is not None:
             with self._lock:
-                self._out.release(freed)
-        if slot == NO_SLOT:
-            # Writable memory of its own, as torch wants it for views.
-            body, copy = memoryview(bytearray(memoryview(self._buffer)[at : at + inline])), False
-        else:
-            body, copy = (self._own(total), False) if slot == OWN_FD else (self._lease(slot, offset, total), self.keep)
-        head = bytes(body[:head_size])
-        return Frame(kind, number, Decoder(head, body, copy=copy, allow_pickle=self.allow_pickle), fd)
-
-    def _take_fd(self) -> int:
-        if not self._fds:
-            raise Malformed("a descriptor is missing")
-        return self._fds.popleft()
-
-    def _own(self, total: int) -> memoryview:
-        fd = self._take_fd()
+                self._ring.release(header.freed)
         try:
-            _check_sealed(fd, total)
-            return memoryview(mmap.mmap(fd, max(total, 1)))
-        finally:
-            os.close(fd)
+            body, copy = self._body(header)
+        except BaseException:
+            if header.fd >= 0:
+                os.close(header.fd)
+            raise
+        decoder = Decoder(bytes(body[: header.head]), body, copy=copy, allow_pickle=self.allow_pickle)
+        return Frame(header.kind, header.number, decoder, header.fd)
 
-    def _lease(self, slot: int, offset: int, total: int) -> memoryview:
-        if self._in is None or offset + total > ARENA_BYTES or slot >= 64 or slot in self._leases:
-            raise Malformed("a slot that isn't there")
-        block = self._in.array(offset, total)
-        leases, freed = self._leases, self._freed
-
-        def ended(_: object) -> None:
-            # May run in any thread, so it only does what is atomic.
-            leases.pop(slot, None)
-            freed.append(slot)
-
-        leases[slot] = weakref.ref(block, ended)
-        return memoryview(block)  # type: ignore[arg-type]
+    def _body(self, header: Header) -> tuple[memoryview, bool]:
+        """Its memory, and True when arrays are to be copied out of it."""
+        if header.slot == NO_SLOT:
+            return self._inbox.body(header), False
+        if header.slot == OWN_FD:
+            return their_memory(self._inbox.take_fd(), header.total), False
+        if self._ring is None:
+            raise Malformed("a slot without a ring")
+        return self._ring.lease(header.slot, header.offset, header.total), self.keep
 
     # ---- end ---------------------------------------------------------------------------------
 
@@ -395,26 +275,18 @@ class Link:
             kept = [fd for _, fds in self._unsent for fd in fds]
             own = [fd for fd in (self._wake_read, self._wake_write, self._peer_fd) if fd >= 0]
             self._wake_read = self._wake_write = self._peer_fd = -1
-            for fd in (*kept, *self._fds, *own):
+            for fd in (*kept, *own):
                 os.close(fd)
-            self._fds.clear()
+            self._inbox.close()
             self._unsent.clear()
             self.sock.close()
-            self._out = self._in = None
+            self._ring = None
 
 
-def _write(target: memoryview, head: Any, buffers: Any) -> None:
+def lay_out(target: memoryview, head: Any, buffers: Any) -> None:
+    """Write a body into its memory."""
     target[: len(head)] = head
     at = aligned(len(head))
     for size, fill in buffers:
         fill(target[at : at + size])
         at += aligned(size)
-
-
-def _check_sealed(fd: int, size: int) -> None:
-    try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError as error:
-        raise Malformed("a descriptor that isn't sealed memory") from error
-    if seals & _SEALS != _SEALS or os.fstat(fd).st_size < size:
-        raise Malformed("memory that isn't sealed, or is too small")

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kit.daemon.wire import Encoder, Malformed
+from kit.daemon.encoder import Encoder
+from kit.daemon.wire import Malformed
 from kit.engine.codec import Rows, concatenate
 from kit.engine.requests import Request
 from kit.engine.trouble import Trouble

@@ -16,7 +16,8 @@ import cloudpickle
 
 from kit import errors
 from kit.daemon import hello, paths, quiet
-from kit.daemon.link import Link, LinkClosed
+from kit.daemon.frames import LinkClosed
+from kit.daemon.link import Link
 from kit.daemon.protocol import CONNECTION, STOP
 from kit.daemon.session import Session
 from kit.daemon.turns import Turns

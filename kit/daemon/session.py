@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.daemon import calls, hello, paths
-from kit.daemon.link import Frame, Link, LinkClosed
+from kit.daemon.decoder import Decoder
+from kit.daemon.frames import Frame, LinkClosed
+from kit.daemon.link import Link
 from kit.daemon.protocol import ANSWER, CALL, CANCEL, ERROR, HANDLER, NEED_HANDLER, PRINTED, REPLY, RUN, WELCOME
 from kit.daemon.remote_request import RemoteRequest
-from kit.daemon.wire import Decoder, Malformed
+from kit.daemon.wire import Malformed
 from kit.engine import system
 from kit.engine.codec import Rows
 from kit.engine.trouble import Trouble
@@ -127,6 +129,9 @@ class Session:
     # ---- requests ----------------------------------------------------------------------------
 
     def _take(self, frame: Frame) -> None:
+        if frame.fd >= 0:
+            os.close(frame.fd)
+            raise Malformed("an unexpected descriptor")
         if frame.kind == RUN:
             self._run_request(frame.number, frame.decoder)
         elif frame.kind == CANCEL:

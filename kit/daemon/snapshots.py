@@ -7,7 +7,7 @@ from typing import Any
 
 from kit import errors
 from kit.daemon.calls import without_functions
-from kit.daemon.wire import Encoder
+from kit.daemon.encoder import Encoder
 from kit.history import Event
 from kit.settings import Settings
 from kit.snapshot import Snapshot, SwitchProgress

@@ -13,9 +13,10 @@ from typing import Any
 
 from kit import errors
 from kit.daemon import hello, paths
-from kit.daemon.link import Frame, Link, LinkClosed, VersionDiffers
+from kit.daemon.decoder import trouble_of
+from kit.daemon.frames import Frame, LinkClosed, VersionDiffers
+from kit.daemon.link import Link
 from kit.daemon.protocol import ERROR, HELLO
-from kit.daemon.wire import trouble_of
 
 START_S = 20.0
 #: How long the daemon may take to answer where no model is loaded, seconds.

@@ -1,0 +1,237 @@
+"""Values into bytes, by the encoding of `wire`."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+
+from kit import errors
+from kit.daemon import blocks
+from kit.daemon.wire import DEPTH, F64, I64, U32
+from kit.engine.codec import Rows
+from kit.engine.requests import Failure
+from kit.engine.trouble import Trouble
+from kit.handler import PredictionResult
+
+#: Bytes objects above this size are buffers.
+LARGE_BYTES = 4096
+_TYPES = "None, bool, int, float, str, bytes, tuple, list, dict, datetime, numpy arrays, tensors, DataFrames"
+
+
+class Encoder:
+    """Collects the head and the buffers of one value.
+
+    Attributes:
+        head: what was encoded so far.
+        buffers: size of each buffer, and the function that writes it into memory.
+    """
+
+    def __init__(self, *, allow_pickle: bool = False) -> None:
+        self.head = bytearray()
+        self.buffers: list[tuple[int, Callable[[memoryview], None]]] = []
+        self._allow_pickle = allow_pickle
+        self._depth = 0
+
+    def add(self, value: Any) -> Encoder:
+        """Encode one more value.
+
+        Raises:
+            UnsupportedType: naming the type.
+        """
+        writer = _WRITERS.get(type(value))
+        if writer is not None:
+            writer(self, value)
+        else:
+            self._other(value)
+        return self
+
+    def examples(self, values: Any) -> Encoder:
+        """Encode a list or Rows; equal arrays are stacked and come out as Rows."""
+        if type(values) is list and values:
+            block = blocks.stackable(values)
+            if block is not None:
+                self.head += b"R"
+                block.write(self)
+                return self
+        return self.add(values)
+
+    def count(self, number: int) -> None:
+        """A count or size of up to 32 bits."""
+        if number > 0xFFFFFFFF:
+            raise errors.UnsupportedType(f"a collection of {number} elements is too large; send it in parts.")
+        self.head += U32.pack(number)
+
+    def text(self, value: str) -> None:
+        """A str without its tag."""
+        data = value.encode("utf-8", "surrogatepass")
+        self.count(len(data))
+        self.head += data
+
+    def buffer(self, size: int, fill: Callable[[memoryview], None]) -> None:
+        """A buffer to be written by `fill` once its place is known."""
+        self.buffers.append((size, fill))
+
+    def items(self, tag: bytes, values: Any) -> None:
+        """Any sequence of values."""
+        self._depth += 1
+        if self._depth >= DEPTH:
+            raise errors.UnsupportedType(f"a value is nested more than {DEPTH} deep; flatten it.")
+        self.head += tag
+        self.count(len(values))
+        for value in values:
+            self.add(value)
+        self._depth -= 1
+
+    def _other(self, value: Any) -> None:
+        if isinstance(value, np.generic):
+            self.head += b"g"
+            blocks.of_numpy(np.asarray(value), value).write(self)
+        elif type(value) is np.memmap:
+            self.head += b"A"
+            blocks.of_numpy(value, value).write(self)
+        elif blocks.is_tensor(value):
+            self.head += b"A"
+            blocks.of_tensor(value).write(self)
+        elif blocks.is_frame(value):
+            self.head += b"W"
+            self.add(blocks.frame_bytes(value))
+        elif self._allow_pickle:
+            import cloudpickle
+
+            self.head += b"K"
+            _write_bytes(self, bytes(cloudpickle.dumps(value, protocol=5)))
+        else:
+            kind = type(value)
+            raise errors.UnsupportedType(
+                f"a {kind.__module__}.{kind.__qualname__} can't travel to or from a named deployment, which takes "
+                f"{_TYPES}. Convert it, in a post-processing function for example, or serve with allow_pickle=True."
+            )
+
+
+def _write_int(encoder: Encoder, value: int) -> None:
+    if -(1 << 63) <= value < 1 << 63:
+        encoder.head += b"i" + I64.pack(value)
+    else:
+        encoder.head += b"I"
+        data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+        encoder.count(len(data))
+        encoder.head += data
+
+
+def _write_str(encoder: Encoder, value: str) -> None:
+    encoder.head += b"s"
+    encoder.text(value)
+
+
+def _write_bytes(encoder: Encoder, value: bytes | bytearray | memoryview) -> None:
+    if len(value) <= LARGE_BYTES:
+        encoder.head += b"b"
+        encoder.count(len(value))
+        encoder.head += value
+        return
+
+    def fill(target: memoryview) -> None:
+        target[:] = value
+
+    encoder.head += b"B" + struct.pack("<Q", len(value))
+    encoder.buffer(len(value), fill)
+
+
+def _write_list(encoder: Encoder, values: list[Any]) -> None:
+    """Lists of one plain type are written at once: an element costs nanoseconds, not a function call."""
+    kinds = set(map(type, values))
+    if len(kinds) == 1 and len(values) > 1:
+        kind = next(iter(kinds))
+        if kind is float:
+            encoder.head += b"p"
+            encoder.count(len(values))
+            encoder.head += array("d", values).tobytes()
+            return
+        if kind is int and min(values) >= -(1 << 63) and max(values) < 1 << 63:
+            encoder.head += b"q"
+            encoder.count(len(values))
+            encoder.head += array("q", values).tobytes()
+            return
+        if kind is str:
+            data = [value.encode("utf-8", "surrogatepass") for value in values]
+            encoder.head += b"u"
+            encoder.count(len(data))
+            encoder.head += np.fromiter(map(len, data), dtype="<u4", count=len(data)).tobytes()
+            encoder.head += b"".join(data)
+            return
+        if blocks.is_frame(values[0]) and blocks.alike(values):
+            encoder.head += b"Q"
+            encoder.add([len(frame) for frame in values])
+            encoder.add(blocks.frames_bytes(values))
+            return
+    encoder.items(b"l", values)
+
+
+def _write_dict(encoder: Encoder, value: dict[Any, Any]) -> None:
+    encoder.items(b"d", [part for item in value.items() for part in item])
+
+
+def _write_datetime(encoder: Encoder, value: datetime) -> None:
+    key = value.tzinfo.key if isinstance(value.tzinfo, ZoneInfo) else ""
+    encoder.head += b"D"
+    encoder.text((value.replace(tzinfo=None) if key else value).isoformat())
+    encoder.text(f"{key} {value.fold}")
+
+
+def _write_time(encoder: Encoder, value: time) -> None:
+    encoder.head += b"h"
+    encoder.text(value.isoformat())
+    encoder.head += bytes([value.fold])
+
+
+def _write_date(encoder: Encoder, value: date) -> None:
+    encoder.head += b"e"
+    encoder.text(value.isoformat())
+
+
+def _write_timedelta(encoder: Encoder, value: timedelta) -> None:
+    encoder.head += b"m" + struct.pack("<qqq", value.days, value.seconds, value.microseconds)
+
+
+def _write_array(encoder: Encoder, value: np.ndarray[Any, Any]) -> None:
+    encoder.head += b"A"
+    blocks.of_numpy(value, value).write(encoder)
+
+
+def _write_rows(encoder: Encoder, value: Rows) -> None:
+    encoder.head += b"R"
+    stacked = value.stacked
+    (blocks.of_tensor(stacked) if blocks.is_tensor(stacked) else blocks.of_numpy(stacked, stacked)).write(encoder)
+
+
+def _write_failure(encoder: Encoder, value: Failure) -> None:
+    encoder.head += b"x"
+    encoder.add(value.example)
+    encoder.add(list(Trouble.of(value.error)))
+
+
+_WRITERS: dict[type, Callable[[Encoder, Any], None]] = {
+    type(None): lambda encoder, value: encoder.head.extend(b"N"),
+    bool: lambda encoder, value: encoder.head.extend(b"T" if value else b"F"),
+    int: _write_int,
+    float: lambda encoder, value: encoder.head.extend(b"f" + F64.pack(value)),
+    str: _write_str,
+    bytes: _write_bytes,
+    tuple: lambda encoder, value: encoder.items(b"t", value),
+    list: _write_list,
+    dict: _write_dict,
+    datetime: _write_datetime,
+    date: _write_date,
+    time: _write_time,
+    timedelta: _write_timedelta,
+    np.ndarray: _write_array,
+    Rows: _write_rows,
+    PredictionResult: lambda encoder, value: encoder.items(b"P", value),
+    Failure: _write_failure,
+}
