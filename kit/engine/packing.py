@@ -29,9 +29,9 @@ def pack(handler: Any) -> bytes:
                     f"{type(cause).__name__}: {cause}. Make it in load_model(), which runs in the worker, or keep a "
                     "path or a name in the handler instead."
                 ) from error
-        variable, where, cause = _what_its_code_names(type(handler)) or ("Something", "", error)
+        variable, where, why = _what_its_code_names(type(handler)) or ("Something", "", error)
         raise HandlerNotPicklable(
-            f"{name} can't travel to the worker processes: {type(cause).__name__}: {cause}. {variable} that "
+            f"{name} can't travel to the worker processes: {type(why).__name__}: {why}. {variable} that "
             f"{where or 'its methods or class'} refer{'s' if where else ''} to can't be pickled; make it in "
             "load_model(), which runs in the worker."
         ) from error
@@ -45,7 +45,7 @@ def _what_its_code_names(cls: type) -> tuple[str, str, Exception] | None:
             if not inspect.isfunction(function):
                 continue
             found = inspect.getclosurevars(function)
-            for variable, value in (found.nonlocals | found.globals).items():
+            for variable, value in {**found.nonlocals, **found.globals}.items():
                 try:
                     cloudpickle.dumps(value, protocol=5)
                 except Exception as error:
