@@ -27,7 +27,7 @@ class KitError(Exception):
         if not self.remote_traceback:
             return message
         indented = "\n".join("    " + line for line in self.remote_traceback.rstrip().splitlines())
-        return f"{message}\n  where it was raised:\n{indented}"
+        return f"{message}\n  in the process that ran it:\n{indented}"
 
     def copy(self) -> Self:
         """The same error as a new object: one that is raised repeatedly would pile up tracebacks."""

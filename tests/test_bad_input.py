@@ -179,7 +179,7 @@ def test_an_error_in_load_model_comes_with_the_workers_traceback(mode: str) -> N
         kit.deploy(LoadsAfter("raise"), mode=mode)
     assert "load_model" in caught.value.remote_traceback
     assert "RuntimeError" in caught.value.remote_traceback
-    assert "where it was raised" in str(caught.value)
+    assert "in the process that ran it" in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["default", "large"])
@@ -627,7 +627,7 @@ def test_errors_survive_pickling_with_their_traceback() -> None:
 
     error = pickle.loads(pickle.dumps(errors.InferenceFailed("it failed", "Traceback: here")))
     assert isinstance(error, errors.InferenceFailed)
-    assert str(error) == "it failed\n  where it was raised:\n    Traceback: here"
+    assert str(error) == "it failed\n  in the process that ran it:\n    Traceback: here"
 
 
 def test_a_timeout_without_end_is_no_timeout() -> None:

@@ -202,4 +202,4 @@ def test_the_bare_loop_finds_a_batch_size_when_none_is_set() -> None:
 def test_failures_of_the_bare_loop(load: Any, run: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text) as caught:
         BareLoop(ModelHandler.from_callable(load, run), [1, 2]).throughput(0.01)
-    assert "serving process" in str(caught.value)
+    assert "in the process that ran it" in str(caught.value)
