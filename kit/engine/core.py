@@ -266,8 +266,7 @@ class Engine:
             self.dispatcher.answers.fail_all(chunk, deadlines.ran_too_long(chunk))
             if process is not None and process.alive:
                 self.event("timeout", f"{process.name} replaced: a batch ran too long", process.pid)
-                process.expected_death = True
-                os.kill(process.pid, 9)
+                lane.topology.deaths.end(process)
         self.topology.deaths.check_heartbeats(time.monotonic_ns())
         self.dispatcher.pump()
         self.reactor.at(now + TICK_S, self._tick)

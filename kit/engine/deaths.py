@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from kit.engine.topology import Topology
 
 HANG_S = 30.0
+#: After so many in a row a process isn't started again.
+LOAD_FAILURES = 3
 
 
 class Deaths:
@@ -22,6 +24,8 @@ class Deaths:
 
     def __init__(self, topology: Topology) -> None:
         self._topology = topology
+        self._lock = threading.Lock()
+        self._on_purpose: set[int] = set()  # pids
 
     def kill(self, role: str, index: int) -> int:
         """Kill a worker or host on purpose; it is replaced, and its death isn't held against anybody. Returns its pid.
@@ -36,11 +40,20 @@ class Deaths:
         ]
         for process in serving:
             if (process.role, process.index) == (role, index):
-                process.expected_death = True
-                system.kill(process.pid)
+                self.end(process)
                 return process.pid
         there = ", ".join(process.name for process in serving) or "none at the moment"
         raise errors.InvalidSetting(f"there is no {role} {index!r} to kill; processes that serve: {there}.")
+
+    def end(self, process: Process) -> None:
+        """Kill a process that is to be replaced, and whose end shall not be held against what it computes."""
+        process.expected_death = True
+        self._on_purpose.add(process.pid)
+        system.kill(process.pid)
+
+    def suspicious(self, host: int) -> bool:
+        """Whether what a model host computed when it ended may be why; its pid, 0 for none that was asked."""
+        return host != 0 and host not in self._on_purpose
 
     def lane_closed(self, lane: Lane) -> None:
         """All answers of the lane are read and its thread is gone."""
@@ -81,7 +94,11 @@ class Deaths:
             engine.board.give_back(slot)
 
     def replace(self, process: Process) -> None:
-        """Start another in place of a dead process, unless too many have died."""
+        """Start another in place of a dead process, unless too many have died; once each."""
+        with self._lock:
+            if process.replaced:
+                return
+            process.replaced = True
         if process.expected_death or self._topology.engine.may_replace(process):
             threading.Thread(target=self._respawn, args=(process,), name="kit-respawn", daemon=True).start()
 
@@ -89,9 +106,9 @@ class Deaths:
         """Start a process in place of a dead one; runs in a thread of its own."""
         topology = self._topology
         engine = topology.engine
-        for attempt in range(3):
-            if topology.state != "serving":
-                return
+        failures = 0
+        while topology.state == "serving":
+            process = None
             try:
                 process = topology.spawn(dead.role, dead.index)
                 topology.wait_ready(process)
@@ -99,19 +116,23 @@ class Deaths:
             except (errors.SwitchCancelled, errors.DeploymentClosed):
                 return
             except errors.KitError as error:
-                if attempt == 2:
+                failures += process is None or not process.expected_death
+                if failures == LOAD_FAILURES:
                     engine.give_up(
                         errors.CrashLoop(
-                            f"{dead.name} couldn't be replaced: load_model failed 3 times in a row. "
+                            f"{dead.name} couldn't be replaced: load_model failed {failures} times in a row. "
                             f"Mend the handler and deploy it again. The last error: {error.args[0]}",
                             error.remote_traceback,
                         )
                     )
+                    return
                 continue
             engine.event("start", f"{process.name} replaced pid {dead.pid}", process.pid)
             if topology.state == "serving" and process.role == "worker" and process.alive:
                 engine.dispatcher.add(process.lanes)
             engine.dispatcher.pump()
+            if not process.alive:  # ended before it was known to be ready
+                self.replace(process)
             return
 
     def check_heartbeats(self, now_ns: int) -> None:

@@ -6,7 +6,7 @@
 
 How requests are cut into chunks is in `chunking`, what becomes of answers in `answers`. A chunk is
 held until its answer is in: when its process dies it goes to another, and after two deaths to
-quarantine.
+quarantine. A process that was killed on purpose says nothing about what it computed.
 """
 
 from __future__ import annotations
@@ -225,29 +225,34 @@ class Dispatcher:
 
     # ---- deaths ------------------------------------------------------------------------------
 
-    def lost(self, lane: Lane, request_id: int) -> None:
-        """The model host that computed a chunk is gone; the worker is fine."""
+    def lost(self, lane: Lane, request_id: int, suspicious: bool) -> None:
+        """The model host that computed a chunk is gone, or none was there; the worker is fine.
+
+        `suspicious`: the chunk may be why.
+        """
         with self.lock:
             chunk = lane.take_back(request_id)
             lane.avoid_until = time.monotonic() + 0.02
             if chunk is not None:
-                self._try_again(chunk, blame=True)
+                self._try_again(chunk, blame=suspicious, counts=suspicious)
 
     def died(self, lane: Lane) -> None:
         """The worker of a lane is gone: what it computed is suspect, what waited is not."""
+        suspicious = not lane.process.expected_death
         with self.lock:
             for lanes in (self.lanes, self.draining):
                 if lane in lanes:
                     lanes.remove(lane)
             chunks = lane.take_back_all()
             for position, chunk in reversed(list(enumerate(chunks))):
-                self._try_again(chunk, blame=position == 0)
+                self._try_again(chunk, blame=suspicious and position == 0, counts=suspicious)
 
-    def _try_again(self, chunk: Chunk, *, blame: bool) -> None:
+    def _try_again(self, chunk: Chunk, *, blame: bool, counts: bool) -> None:
         if chunk.ended:
             return
         self.counters.retried += chunk.count
         chunk.deaths += blame
+        chunk.attempts -= not counts
         for piece in chunk.split() if blame else [chunk]:
             if piece.deaths >= 2 or piece.attempts >= MAX_ATTEMPTS:
                 self._quarantine(piece)

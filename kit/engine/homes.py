@@ -29,6 +29,7 @@ class Place:
         copy: 0, or the number of the copy.
         resident: what is loaded, None when nothing is; loading_at: the process that loads it just now.
         filling: its segment is being filled, in mode shared.
+        killed: the process that was to load it has just been killed on purpose.
         size_bytes: of the last load.
         fixed: the process where it has to be, None for any.
     """
@@ -43,7 +44,7 @@ class Place:
         self.fixed = fixed
         self.resident: Resident | None = None
         self.loading_at: Process | None = None
-        self.filling = False
+        self.filling = self.killed = False
         self.size_bytes: int | None = None
 
     def __repr__(self) -> str:
@@ -67,12 +68,12 @@ class Place:
         return any(home.index in lane.hosts for home in resident.homes)
 
     def about(self, route: Spec) -> tuple[Spec, int | None] | None:
-        """What a worker thread is told: the spec of a handler on this model, and the model host that has it, if any."""
+        """What a worker thread is told: the spec of a handler on this model, and the pid of the host that has it."""
         resident = self.resident
         if resident is None or not resident.homes:
             return None
         home = resident.homes[0]
-        return route._replace(model=resident.spec.model), home.index if home.role == "host" else None
+        return route._replace(model=resident.spec.model), home.pid if home.role == "host" else None
 
 
 class Resident:
@@ -169,7 +170,7 @@ def least_busy(places: list[Place], lane: Lane, lanes: list[Lane]) -> Place:
 
     def load(place: Place) -> int:
         resident = place.resident
-        return 0 if resident is None else sum(waiting.count(home.index) for home in resident.homes)
+        return 0 if resident is None else sum(waiting.count(home.pid) for home in resident.homes)
 
     return min(able, key=load)
 
@@ -180,9 +181,9 @@ def idle_home(topology: Topology, lanes: list[Lane], residents: Iterable[Residen
     busy: set[int] = set()
     for lane in lanes:
         for chunk in lane.in_flight:
-            busy.add(lane.process.index if lane.hosts is None else chunk.about[1])
+            busy.add(lane.process.pid if lane.hosts is None else chunk.about[1])
     for process in _homes_of(topology):
-        if process not in taken and process.index not in busy:
+        if process not in taken and process.pid not in busy:
             return process
     return None
 

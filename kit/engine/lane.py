@@ -120,7 +120,7 @@ class Lane:
         elif kind == protocol.FAILED:
             dispatcher.failed(self, message)
         elif kind == protocol.LOST:
-            dispatcher.lost(self, message.request)
+            dispatcher.lost(self, message.request, self.topology.deaths.suspicious(value))
             dispatcher.pump()
 
     def close(self) -> None:

@@ -49,11 +49,14 @@ class ModelLoads:
         return None
 
     def load(self, place: Place) -> Loaded:
-        for _ in range(TRIES):
+        tries = 0
+        while tries < TRIES:
             began = time.monotonic()
             try:
                 resident = self._bring(place)
             except errors.WorkerDied:
+                tries += not place.killed
+                place.killed = False
                 continue
             self._places.engine.event(
                 "load",
@@ -87,6 +90,7 @@ class ModelLoads:
             answer = home.ask(LOAD_MODEL, spec).result()
         except errors.WorkerDied:
             home.exited.wait(STOP_TIMEOUT_S)  # or it would be chosen again
+            place.killed = home.expected_death
             raise
         finally:
             place.loading_at = None
@@ -97,6 +101,7 @@ class ModelLoads:
         self.settle(resident)
         if not home.alive:  # its end may have been noted before it was in the books
             place.resident = None
+            place.killed = home.expected_death
             raise errors.WorkerDied(f"{home.name} died.")
         return resident
 

@@ -34,6 +34,7 @@ class Process:
         condemned: True once we ended it for good.
         ready: True once its model was loaded.
         expected_death: True when its end shall not count as a death, but it is to be replaced.
+        replaced: True once another is started in its place.
     """
 
     def __init__(self, role: str, index: int, slot: int) -> None:
@@ -48,7 +49,7 @@ class Process:
         self.exited = threading.Event()
         self.exit_status: int | None = None
         self.condemned = False
-        self.expected_death = False
+        self.expected_death = self.replaced = False
         self.ready = False
         self.started_at = time.monotonic()
         self.report: dict[str, Any] = {}

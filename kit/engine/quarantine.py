@@ -89,6 +89,7 @@ class Quarantine:
         except ChannelClosed:
             assert process is not None
             process.exited.wait(5)
+            process.lanes[0].close()
             self._process = None
             words = (
                 f"example {indices[0]} of the request kills the process that computes it, even alone: "

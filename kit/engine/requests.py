@@ -225,9 +225,9 @@ class Chunk:
     """What a worker thread is given at once: parts of one or several requests.
 
     Attributes:
-        deaths: how many processes died while computing it.
-        attempts: how often it was sent.
-        about: with models by key: the model's spec, and the model host that has it.
+        deaths: how many processes died while computing it; not of those that were killed on purpose.
+        attempts: how often it was sent; without what such a death undid.
+        about: with models by key: the model's spec, and the pid of the model host that has it.
         lease: keeps that model where it is.
     """
 

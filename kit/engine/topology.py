@@ -257,7 +257,9 @@ class Topology:
         pairs = [channel_pair() for _ in worker.lanes]
         try:
             to_host = host.ask(protocol.ADD_LANE, worker.lane_slots, tuple(fd for _, end in pairs for fd in end))
-            to_worker = worker.ask(protocol.ADD_HOST, host.index, tuple(fd for end, _ in pairs for fd in end))
+            to_worker = worker.ask(
+                protocol.ADD_HOST, (host.index, host.pid), tuple(fd for end, _ in pairs for fd in end)
+            )
         finally:
             for pair in pairs:
                 for end in pair:

@@ -45,7 +45,11 @@ from kit.engine.trouble import Trouble
 
 
 class HostLost(BaseException):
-    """The model host that was asked is gone; not an error of the example."""
+    """The model host that was asked is gone, its pid, or 0 when none could be asked; not an error of the example."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        self.pid = pid
 
 
 class Unwanted(BaseException):
@@ -87,10 +91,10 @@ def main(context: Context) -> int:
         if store is not None and message.kind in KINDS:
             store.obey(message, context.control)
         elif message.kind == ADD_HOST:
-            index, fds = message.value, message.fds
+            (index, pid), fds = message.value, message.fds
             for position, pool in enumerate(pools):
                 assert pool is not None
-                pool.add(index, Ends(*fds[2 * position : 2 * position + 2]).open(first=True))
+                pool.add(index, pid, Ends(*fds[2 * position : 2 * position + 2]).open(first=True))
             context.control.send(ADD_HOST, request=message.request)
 
 
@@ -107,12 +111,15 @@ class HostPool:
         self.board = board
         self.slot = slot
         self.alone = False  # the request at hand is not to share a batch with another's
-        self.model: tuple[Spec, int] | None = None  # the model by key at hand, and the host that has it
-        self.hosts: dict[int, _HostLane] = {}
+        self.model: tuple[Spec, int] | None = None  # the model by key at hand, and the pid of the host that has it
+        self._hosts: dict[int, _HostLane] = {}  # by pid: another host may get the index of one that is gone
 
-    def add(self, index: int, channel: Channel) -> None:
-        """Use one more host; called from the main thread."""
-        self.hosts = {**self.hosts, index: _HostLane(channel)}
+    def add(self, index: int, pid: int, channel: Channel) -> None:
+        """Use one more host; called from the main thread, the only one that changes what hosts there are."""
+        self._hosts = {**self._living(), pid: _HostLane(index, channel)}
+
+    def _living(self) -> dict[int, _HostLane]:
+        return {pid: lane for pid, lane in self._hosts.items() if not lane.gone}
 
     def one(self, spec: Spec) -> HostPool:
         """What computes for a model by key: this, once `model` says which host has it."""
@@ -124,18 +131,20 @@ class HostPool:
         Raises:
             HostLost: the host went away, or there is none.
         """
-        model, index = self.model or (None, None)
-        if index is None and self.hosts:
-            index = self._least_loaded()
-        if index not in self.hosts:
-            raise HostLost
+        model, pid = self.model or (None, None)
+        hosts = self._living()
+        if pid is None and hosts:
+            pid = self._least_loaded(hosts)
+        lane = None if pid is None else hosts.get(pid)
+        if pid is None or lane is None:
+            raise HostLost(0)
         self.board.put(self.slot, fields.COMPUTING_NS, 0)
-        self.board.put(self.slot, fields.TARGET, index + 1)
+        self.board.put(self.slot, fields.TARGET, lane.index + 1)
         try:
-            return self.hosts[index].compute(batch, inference_args, ALONE if self.alone else 0, size, model)
+            return lane.compute(batch, inference_args, ALONE if self.alone else 0, size, model)
         except ChannelClosed as error:
-            self.hosts = {number: lane for number, lane in self.hosts.items() if number != index}
-            raise HostLost from error
+            lane.gone = True
+            raise HostLost(pid) from error
         finally:
             self.board.put(self.slot, fields.TARGET, 0)
             self.board.put(self.slot, fields.COMPUTING_NS, time.monotonic_ns())
@@ -144,10 +153,11 @@ class HostPool:
         """Compute examples on a host in batches of `size`, with one answer for all."""
         return self(examples, inference_args, size)
 
-    def _least_loaded(self) -> int:
-        if len(self.hosts) == 1:
-            return next(iter(self.hosts))
-        waiting = dict.fromkeys(self.hosts, 0)
+    def _least_loaded(self, hosts: dict[int, _HostLane]) -> int:
+        if len(hosts) == 1:
+            return next(iter(hosts))
+        pids = {lane.index: pid for pid, lane in hosts.items()}
+        waiting = dict.fromkeys(pids, 0)
         for slot in range(1, self.board.used):
             target = self.board.get(slot, fields.TARGET) - 1
             if target in waiting:
@@ -156,11 +166,13 @@ class HostPool:
         order = sorted(waiting)
         turn = self.slot % len(order)
         order = order[turn:] + order[:turn]
-        return min(order, key=waiting.__getitem__)
+        return pids[min(order, key=waiting.__getitem__)]
 
 
 class _HostLane:
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, index: int, channel: Channel) -> None:
+        self.index = index
+        self.gone = False
         self.channel = channel
         self.args: Mapping[str, Any] | None = None
         self.model_id: str | None = None
@@ -204,7 +216,7 @@ class LaneThread:
         self.lane = lane
         self.slot = slot
         self.runners = runners
-        self.model: tuple[Spec, int] | None = None  # the model by key of what comes next, and the host that has it
+        self.model: tuple[Spec, int] | None = None  # the model by key of what comes next, and its host's pid
         self.runner: Any = Runner(context.handler, compute)
         self.args: Mapping[str, Any] | None = None
         self.model_ids: Any = None
@@ -245,8 +257,8 @@ class LaneThread:
         except Unwanted:
             trouble = Trouble("InferenceFailed", "nobody waits for these examples any more.", "")
             self.lane.send(FAILED, trouble, request=message.request, stamp=started)
-        except HostLost:
-            self.lane.send(LOST, request=message.request, stamp=started)
+        except HostLost as lost:
+            self.lane.send(LOST, lost.pid, request=message.request, stamp=started)
         except Exception as error:
             self.lane.send(FAILED, Trouble.of(error), request=message.request, stamp=started)
         else:

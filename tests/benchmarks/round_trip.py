@@ -92,7 +92,7 @@ def client_of_host(deployment: kit.Deployment) -> Iterator[Any]:
             os.close(fd)
     channel = ours.open(first=True)
     pool = HostPool(engine.board, slot)
-    pool.add(host.index, channel)
+    pool.add(host.index, host.pid, channel)
     try:
         yield pool
     finally:
