@@ -26,7 +26,7 @@ class Event:
 
     Attributes:
         time: seconds since the epoch.
-        kind: "start", "switch", "update", "death", "load", "close".
+        kind: "start", "switch", "update", "cancelled" (one of these two), "death", "load", "close" and others.
         text: what happened, for people.
         pid: the process concerned, None when it isn't about one.
     """

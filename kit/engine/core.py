@@ -166,6 +166,11 @@ class Engine:
             self.switching = (new, began)
             try:
                 (self._switch_drained if drain_first else self._switch_side_by_side)(old, new, new_handler)
+            except errors.SwitchCancelled:
+                if self.dispatcher.closed is None:
+                    seconds = f"{time.monotonic() - began:.2f} s"
+                    self.event("cancelled", f"{event} {old.settings.mode} → {settings.mode}, after {seconds}")
+                raise
             finally:
                 self.switching = None
             self.last_switch = {
