@@ -32,7 +32,7 @@ _BOOTSTRAP = (
 
 
 class BareLoop:
-    """A process that runs the loop on demand.
+    """A process that runs the loop on demand, once `start` has loaded the model in it.
 
     Args:
         handler: any model handler, of ours or of Beam's.
@@ -40,16 +40,16 @@ class BareLoop:
 
     Attributes:
         pid: of the process.
-        weights_bytes: bytes of the model.
+        weights_bytes: bytes of the model, 0 before it is loaded.
 
     Raises:
         HandlerNotPicklable: the handler can't travel to the process.
-        ModelLoadFailed, InferenceFailed: the handler failed in the process; with its traceback.
-        WorkerDied: the process ended; with what it last printed.
+        ModelLoadFailed, InferenceFailed: from its methods, the handler failed in the process; with its traceback.
+        WorkerDied: from its methods, the process ended; with what it last printed.
     """
 
     def __init__(self, handler: Any, examples: Sequence[Any]) -> None:
-        handler_bytes = pack(handler)
+        self._work = pack(handler), pack(list(examples))
         ours, theirs = Pipe()
         self._connection = ours
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
@@ -66,16 +66,16 @@ class BareLoop:
         finally:
             theirs.close()
         self.pid = self._process.pid
+        self.weights_bytes = 0
+
+    def start(self) -> None:
+        """Load the model and answer the first examples."""
         try:
-            self._connection.send((handler_bytes, pack(list(examples))))
-            self.weights_bytes: int = self._answer()
+            self._connection.send(self._work)
         except OSError:
-            error = self._died()
-            self.close()
-            raise error from None
-        except BaseException:
-            self.close()
-            raise
+            raise self._died() from None
+        self.weights_bytes = self._answer()
+        self.latency(0.0)  # as a deployment's, this start lasts until the first answers
 
     def pids(self) -> list[int]:
         """The process."""
@@ -107,7 +107,10 @@ class BareLoop:
         self._process.kill()
 
     def _ask(self, what: str, seconds: float) -> Any:
-        self._connection.send((what, seconds))
+        try:
+            self._connection.send((what, seconds))
+        except OSError:
+            raise self._died() from None
         return self._answer()
 
     def _answer(self) -> Any:

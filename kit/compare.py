@@ -77,7 +77,8 @@ def compare(
     for settings in wanted:
         deployed(handler, rows, {**base, **settings})  # raises before anything is started
     show = None if progress else False
-    with fork_server(handler) as (server, prepared_s):
+    cancel = cancel or Cancel()
+    with fork_server(handler, cancel) as (server, prepared_s):
         contenders = [loop, *(deployed(handler, rows, {**base, **settings}, server) for settings in wanted)]
         for contender in contenders[1:]:
             contender.prepared_s = prepared_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Protocol
@@ -15,6 +15,9 @@ class Served(Protocol):
     """A model that is being served, in whatever way, and can be measured."""
 
     weights_bytes: int
+
+    def start(self) -> None:
+        """Load the model, and answer the first example."""
 
     def pids(self) -> list[int]:
         """All processes whose memory it takes."""
@@ -32,7 +35,7 @@ class Served(Protocol):
         """End all its processes."""
 
     def abort(self) -> None:
-        """End what it computes, from another thread; that fails with an error of ours."""
+        """End what it loads or computes, from another thread; that fails with an error of ours."""
 
 
 class Cancel:
@@ -41,26 +44,26 @@ class Cancel:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cancelled = False
-        self._current: Served | None = None
+        self._abort: Callable[[], None] | None = None
 
     def cancel(self) -> None:
-        """End it; what is being measured is stopped at once, what is being started once it has started."""
+        """End it; what is being started or measured is stopped at once."""
         with self._lock:
             self._cancelled = True
-            if self._current is not None:
-                self._current.abort()
+            if self._abort is not None:
+                self._abort()
 
     @contextmanager
-    def watching(self, served: Served | None) -> Iterator[None]:
-        """Have `served` stopped by `cancel` within the `with`."""
+    def watching(self, abort: Callable[[], None]) -> Iterator[None]:
+        """Have `cancel` call `abort` within the `with`, which then ends with CancelledError, whatever it met."""
         with self._lock:
             self.check()
-            self._current = served
+            self._abort = abort
         try:
             yield
         finally:
             with self._lock:
-                self._current = None
+                self._abort = None
             self.check()
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from kit.bare_loop import BareLoop
 from kit.compare_cancel import Cancel, Served
 from kit.errors import InferenceFailed, InvalidSetting, KitError
+from kit.inputs import sample_rows
 from kit.load import LoadGenerator
 from kit.memory import process_memory
 from kit.metrics import LatencyHistogram
@@ -75,12 +76,12 @@ class Contender:
     """A way to serve, and its result so far.
 
     Attributes:
-        start: starts the processes and returns when the first example is answered.
+        make: makes what is to be started, waiting for nothing.
         result: the figures.
         prepared_s: seconds of a start that were spent once for all, before.
     """
 
-    start: Callable[[], Served]
+    make: Callable[[], Served]
     result: Result
     prepared_s: float = 0.0
 
@@ -110,7 +111,7 @@ def measure(
                 continue
             cancel.check()
             try:
-                with _started(contender) as served, cancel.watching(served):
+                with _started(contender, cancel) as served:
                     expensive = result.starts_s[-1] - contender.prepared_s > CHEAP_START_S
                     for _ in range(missing if expensive else 1):
                         _measure_once(served, result, seconds)
@@ -124,12 +125,14 @@ def measure(
 
 
 @contextmanager
-def _started(contender: Contender) -> Iterator[Served]:
+def _started(contender: Contender, cancel: Cancel) -> Iterator[Served]:
     began = time.perf_counter()
-    served = contender.start()
+    served = contender.make()
     try:
-        contender.result.starts_s.append(time.perf_counter() - began + contender.prepared_s)
-        yield served
+        with cancel.watching(served.abort):
+            served.start()
+            contender.result.starts_s.append(time.perf_counter() - began + contender.prepared_s)
+            yield served
     finally:
         served.close()
 
@@ -181,17 +184,7 @@ class _PeakPss:
 
 def bare_loop(handler: Any, examples: Any) -> Contender:
     """The plain loop in one process, with one thread."""
-
-    def start() -> Served:
-        loop = BareLoop(handler, examples)
-        try:
-            loop.latency(0.0)  # as a deployment's, this start lasts until the first answers
-        except BaseException:
-            loop.close()
-            raise
-        return loop
-
-    return Contender(start, Result(BARE_LOOP, BARE_LOOP, {}, processes=1, copies=1))
+    return Contender(lambda: BareLoop(handler, examples), Result(BARE_LOOP, BARE_LOOP, {}, processes=1, copies=1))
 
 
 def deployed(handler: Any, examples: Any, settings: Mapping[str, Any], server: Any = None) -> Contender:
@@ -216,19 +209,22 @@ def deployed(handler: Any, examples: Any, settings: Mapping[str, Any], server: A
 
 
 @contextmanager
-def fork_server(handler: Any) -> Iterator[tuple[Any, float]]:
+def fork_server(handler: Any, cancel: Cancel) -> Iterator[tuple[Any, float]]:
     """A fork server with the handler's libraries imported, and the seconds that it took.
 
     All deployments of a comparison are forked from one: each still has processes of its own, and
     rounds needn't wait for the imports again.
     """
+    from kit.engine import system
     from kit.engine.asking import preload_of
     from kit.engine.processes import ForkServer
 
     began = time.perf_counter()
     server = ForkServer(preload_of(handler)).retain()
     try:
-        server.wait_ready()
+        # Asked to end it would first import all that it was told to, which takes seconds.
+        with cancel.watching(lambda: system.kill(server.pid)):
+            server.wait_ready()
         yield server, time.perf_counter() - began
     finally:
         server.close()
@@ -236,18 +232,19 @@ def fork_server(handler: Any) -> Iterator[tuple[Any, float]]:
 
 class _Deployed:
     def __init__(self, handler: Any, examples: Any, settings: Settings, server: Any) -> None:
-        from kit.deploying import start
+        from kit.engine import core
+        from kit.own_deployment import OwnDeployment
 
         self._examples = examples
         self._clients = settings.processes * settings.threads
-        self._deployment = start(handler, settings, examples[:4], server)
+        self._engine = core.Engine(handler, settings, server)
+        self._deployment = OwnDeployment(self._engine)
         self._pids: list[int] = []
         self.weights_bytes = 0
-        try:
-            self._deployment.predict(examples[:1])
-        except BaseException:
-            self._deployment.close()
-            raise
+
+    def start(self) -> None:
+        self._engine.start(sample_rows(self._examples[:4]))
+        self._deployment.predict(self._examples[:1])
 
     def pids(self) -> list[int]:
         return self._pids
@@ -285,4 +282,5 @@ class _Deployed:
     def close(self) -> None:
         self._deployment.close()
 
-    abort = close
+    def abort(self) -> None:
+        self._engine.close()

@@ -82,7 +82,7 @@ class LoadGenerator:
         examples: taken in turn, over and over.
         rate: requests a second; 0 pauses; None is as fast as possible. `load.rate = 50` sets it live.
         batch: examples a request.
-        clients: requests in flight when there is no rate.
+        clients: requests in flight when there is no rate; `load.clients = 8` sets it live.
         poisson: arrivals at random (exponential gaps) rather than evenly spaced.
         seed: of the arrivals, to get the same ones again.
         check: `check(example, prediction)` is False for a wrong prediction; these are counted.
@@ -116,13 +116,9 @@ class LoadGenerator:
         if not self._examples:
             raise InvalidSetting("The load generator was given no examples: give at least one.")
         check_function("check", check)
-        counts: list[tuple[str, Any]] = [("batch", batch), ("clients", clients)]
-        for name, count in counts:
-            if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
-                raise InvalidSetting(f"{name}={count!r}: give a whole number of at least 1.")
         self._deployment = deployment
-        self._batch = int(batch)
-        self._clients = int(clients)
+        self._batch = _checked_count("batch", batch)
+        self._clients = _checked_count("clients", clients)
         self._poisson = poisson
         self._seed = seed
         self._check = check
@@ -139,6 +135,17 @@ class LoadGenerator:
         self._rate = _checked_rate(rate)
         if self._run is not None:
             self._run.set_rate(self._rate)
+
+    @property
+    def clients(self) -> int:
+        """Requests kept in flight when there is no rate. May be set while running."""
+        return self._clients
+
+    @clients.setter
+    def clients(self, clients: int) -> None:
+        self._clients = _checked_count("clients", clients)
+        if self._run is not None:
+            self._run.set_clients(self._clients)
 
     @property
     def running(self) -> bool:
@@ -197,6 +204,12 @@ class LoadGenerator:
         if self._run is None:
             return "LoadGenerator(not started)"
         return f"LoadGenerator({'running' if self.running else 'stopped'}: {self.report()!r})"
+
+
+def _checked_count(name: str, count: Any) -> int:
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
+        raise InvalidSetting(f"{name}={count!r}: give a whole number of at least 1.")
+    return int(count)
 
 
 def _checked_rate(rate: Any) -> float | None:

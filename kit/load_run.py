@@ -81,6 +81,11 @@ class LoadRun:
             self.rate_changes += 1
             self.changed.notify_all()
 
+    def set_clients(self, clients: int) -> None:
+        with self.changed:
+            self.clients = clients
+            self.changed.notify_all()
+
     def end(self) -> None:
         """Send no more; the threads end when what is in flight is answered."""
         with self.changed:

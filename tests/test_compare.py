@@ -146,5 +146,6 @@ def test_rows_of_arrays_and_tables_are_examples() -> None:
     assert [row["a"].tolist() for row in rows] == [[1], [2]]
     assert [row.tolist() for row in _rows(np.eye(2))] == [[1.0, 0.0], [0.0, 1.0]]
     loop = BareLoop(Doubling(), _rows(np.eye(2)))
+    loop.start()
     assert loop.throughput(0.01) > 0
     loop.close()

@@ -33,7 +33,9 @@ class Fake:
 
     def __init__(self, name: str, diary: list[str], throughput: float = 100.0) -> None:
         self.name, self.diary, self.figure = name, diary, throughput
-        diary.append(f"{name} start")
+
+    def start(self) -> None:
+        self.diary.append(f"{self.name} start")
 
     def pids(self) -> list[int]:
         return [os.getpid()]
@@ -53,9 +55,11 @@ class Fake:
     def close(self) -> None:
         self.diary.append(f"{self.name} close")
 
+    abort = close
 
-def fake(name: str, diary: list[str], start: Any = None) -> Contender:
-    return Contender(start or (lambda: Fake(name, diary)), Result(name, name, {}, 2, 1))
+
+def fake(name: str, diary: list[str], make: Any = None) -> Contender:
+    return Contender(make or (lambda: Fake(name, diary)), Result(name, name, {}, 2, 1))
 
 
 def test_cheap_modes_are_measured_in_rounds_each_time_in_fresh_processes() -> None:
@@ -149,6 +153,7 @@ def test_the_bare_loop_measures_in_a_process_of_its_own() -> None:
     )
     loop = BareLoop(handler, list(range(1000)))
     try:
+        loop.start()
         assert loop.pids() == [loop.pid]
         assert loop.pid != os.getpid()
         assert loop.weights_bytes == pytest.approx(20 * MB, rel=0.01)
@@ -196,10 +201,14 @@ def test_the_bare_loop_finds_a_batch_size_when_none_is_set() -> None:
     [
         (lambda: 1 / 0, lambda batch, model: batch, ModelLoadFailed, "ZeroDivisionError"),
         (lambda: print("last words", flush=True) or os._exit(3), lambda b, m: b, WorkerDied, "code 3(.|\n)*last words"),
-        (lambda: None, lambda batch, model: batch[1:], WrongPredictionCount, "returned 1 prediction for a batch of 2"),
+        (lambda: None, lambda batch, model: batch[1:], WrongPredictionCount, "returned 0 predictions for a batch of 1"),
     ],
 )
 def test_failures_of_the_bare_loop(load: Any, run: Any, error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text) as caught:
-        BareLoop(ModelHandler.from_callable(load, run), [1, 2]).throughput(0.01)
+    loop = BareLoop(ModelHandler.from_callable(load, run), [1, 2])
+    try:
+        with pytest.raises(error, match=text) as caught:
+            loop.start()
+    finally:
+        loop.close()
     assert "in the process that ran it" in str(caught.value)

@@ -173,3 +173,36 @@ def test_a_comparison_is_cancelled_at_once(after):
         )  # fmt: skip
     assert seen[0] == (1, 1500, "bare loop")
     assert len(seen) < 100
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_a_comparison_is_cancelled_while_a_model_is_loaded(tmp_path, free):
+    _cancelled(Gated(str(tmp_path), free), lambda: len(list(tmp_path.glob("load-*"))) > free)
+
+
+def test_a_comparison_is_cancelled_while_libraries_are_imported(tmp_path, monkeypatch):
+    (tmp_path / "slow_library.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(tmp_path / 'began')!r}).touch()\ntime.sleep(60)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    handler = Doubling()
+    handler.preload = ("slow_library",)
+    _cancelled(handler, (tmp_path / "began").exists)
+
+
+def _cancelled(handler, reached):
+    """Cancel a comparison once it has come to something that takes a minute."""
+    cancel, found = Cancel(), []
+
+    def run():
+        try:
+            kit.compare(handler, [1, 2], ["default"], progress=False, seconds=0.1, cancel=cancel)
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until(reached, "what is to be cancelled")
+    cancel.cancel()
+    thread.join(30)
+    assert [type(error) for error in found] == [CancelledError]

@@ -184,9 +184,13 @@ def test_a_click_only_enqueues_and_a_switch_can_be_watched_and_cancelled(tmp_pat
         until(lambda: not panel._controller.busy("switch"), "the end of the switch")
         assert deployment.mode == "default"
         until(lambda: panel._view.switch_progress.button.disabled, "that nothing is under way")
+        assert panel._view.switch_progress.words.value.startswith("cancelled: switch default → large, after ")
+        assert "mode default serves on" in panel._view.switch_progress.words.value
+        assert "cancelled: switch default → large" in panel.text()
         (tmp_path / "gate").touch()
         panel.apply().result(30)
         assert deployment.mode == "large"
+        until(lambda: "last: default → large" in panel._view.switch_progress.words.value, "that it is told")
         assert panel.stop_load().result(30).failed == 0
         assert panel.cancel().result(10) is False
 
@@ -324,7 +328,17 @@ def test_a_comparison_can_be_cancelled(deployment, panel):
     with pytest.raises(CancelledError):
         under_way.result(60)
     assert shown_errors(panel) == ""
+    tab = panel._view.comparing
+    assert tab.compare_progress.words.value == "cancelled"
+    assert not tab.compare.disabled
     assert not deployment.closed
+    under_way = panel.compare(["default"], repeats=3, seconds=30)
+    panel.cancel_compare().result(30)  # before it has begun to measure
+    with pytest.raises(CancelledError):
+        under_way.result(60)
+    assert panel.compare(["default"], repeats=1, seconds=0.1).result(120).best().mode == "default"
+    panel.refresh().result(10)
+    assert tab.compare_progress.words.value == ""
 
 
 def test_a_race_goes_back_to_the_mode_before(deployment, panel):
@@ -340,6 +354,31 @@ def test_a_race_goes_back_to_the_mode_before(deployment, panel):
     with pytest.raises(CancelledError):
         under_way.result(60)
     assert deployment.mode == "default"
+    panel.refresh().result(10)
+    assert panel._view.comparing.race_progress.words.value == "cancelled"
+    assert not panel._view.comparing.race.disabled
+
+
+def test_a_race_is_cancelled_while_its_mode_is_being_started(tmp_path):
+    with kit.deploy(Gated(str(tmp_path)), processes=1) as deployment:
+        panel = ServingPanel(deployment, [1, 2])
+        under_way = panel.race("large", "shared", seconds=1)
+        until(lambda: len(list(tmp_path.glob("load-*"))) > 1, "a load that waits for ever")
+        panel.cancel_race().result(30)
+        with pytest.raises((CancelledError, SwitchCancelled)):
+            under_way.result(30)
+        assert deployment.mode == "default"
+        assert shown_errors(panel) == ""
+        assert deployment.predict([4])[0].inference == 8
+
+
+def test_the_load_keeps_all_workers_busy_however_many_there_are(deployment, panel):
+    panel.start_load().result(10)
+    assert panel._load.clients == 4
+    deployment.switch(processes=3, threads=2)
+    until(lambda: panel._load.clients == 12, "as many requests as the workers take")
+    until(lambda: "running, 12 requests at a time: " in panel._view.load_words.value, "that it is told")
+    assert panel.stop_load().result(30).failed == 0
 
 
 # ---- its end ---------------------------------------------------------------------------------------

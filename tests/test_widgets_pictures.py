@@ -12,12 +12,14 @@ from PIL import Image
 
 import kit
 from kit.history import Event
+from kit.load import LoadReport
 from kit.settings import Settings
 from tests.models import Doubling
 from widgets import html, kernels, topology
 from widgets.legend import legend
 from widgets.memory_plot import MemoryPlot, memory_facts
-from widgets.plots import Mark, ThroughputPlot, marks
+from widgets.plots import YOUNG, Mark, ThroughputPlot, marks
+from widgets.race import Lap, RacePlot
 from widgets.twin import bundle, stitched
 
 
@@ -82,9 +84,32 @@ def test_no_figures_yet_and_no_processes(snapshot):
     assert "starting · new" in text
     svg(served(snapshot, "shared", 1, []))
     empty = replace(snapshot, rows=[], processes=[])
-    assert ThroughputPlot().draw(empty).startswith(b"\x89PNG")
-    assert MemoryPlot().draw(empty, None, None).startswith(b"\x89PNG")
+    plot, memory = ThroughputPlot(), MemoryPlot()
+    nan = float("nan")
+    silent = replace(snapshot, rows=[second(at, elements_per_s=0.0, p50_s=nan, p99_s=nan) for at in (1, 2, 3)])
+    for found, words in ((empty, [YOUNG, YOUNG]), (silent, ["", "no answers in this time"]), (snapshot, ["", ""])):
+        assert plot.draw(found).startswith(b"\x89PNG")
+        assert [told(axes) for axes in (plot.rate, plot.latency)] == words
+        assert memory.draw(found, None, None).startswith(b"\x89PNG")
+        assert told(memory.stack) == (YOUNG if found is empty else "")
     assert memory_facts(empty, None)[0]
+
+
+def told(axes):
+    """Words in the middle of axes; the scale is hidden where there are any."""
+    words = "".join(text.get_text() for text in axes.texts if text.get_position() == (0.5, 0.5))
+    shown = any(tick.label1.get_visible() for tick in axes.yaxis.get_major_ticks())
+    assert shown == (not words)
+    return words
+
+
+def test_a_race_without_figures(snapshot):
+    nothing = LoadReport(0, 0, 0, 0, (), 0.0, float("nan"), float("nan"), float("nan"), 0.0, 0.0)
+    plot = RacePlot()
+    assert plot.draw([Lap("large", [0.5, 1.0], [0.0, 0.0], [0, 0], nothing)]).startswith(b"\x89PNG")
+    rates, memory = plot.figure.axes
+    assert [text.get_text() for text in memory.texts] == ["not measured"]
+    assert rates.get_ylim() == (0, 1)
 
 
 def test_names_are_escaped(snapshot):
@@ -104,14 +129,15 @@ def test_marks_of_one_moment_share_a_line():
         Event(20.3, "start", "worker 0 replaced pid 12"),
         Event(30, "death", "host 1 was killed on purpose"),
         Event(40, "switch", "large → large, side by side, 0.20 s"),
+        Event(45, "cancelled", "switch large → shared, after 0.40 s"),
         Event(50, "evict", "tweets"),
         Event(60, "verify", "the same"),
     ]
     found = marks(events, since=5)
-    labels = ["default → large", "worker 0 died", "host 1 killed", "switch (large)", "evict tweets"]
+    labels = ["default → large", "worker 0 died", "host 1 killed", "switch (large)", "switch cancelled", "evict tweets"]
     assert [mark.label for mark in found] == labels
     assert found[0].time == 10.1
-    assert len(marks(events, since=25)) == 3
+    assert len(marks(events, since=25)) == 4
 
 
 def test_the_plots_change_with_what_they_show_and_are_transparent(snapshot):
@@ -239,7 +265,7 @@ def test_values_in_a_line():
 
 def test_where_marks_are_close_a_death_keeps_its_label():
     plot = ThroughputPlot()
-    plot.set_clock(1000.0, 1060.0)
+    plot.set_clock([1000.0, 1060.0])
     close = [Mark(1040.0 + 2 * n, "default → shared") for n in range(8)]
     found = sorted([*close, Mark(1047.0, "worker 0 died"), Mark(1048.5, "load")])
     plot.mark(found)

@@ -29,6 +29,7 @@ class _Command(NamedTuple):
     action: Callable[[], Any]
     job: str | None
     future: Future[Any]
+    begins: Callable[[], None] | None = None
 
 
 class Controller:
@@ -57,14 +58,21 @@ class Controller:
         """The controller thread."""
         return self._thread
 
-    def post(self, what: str, action: Callable[[], Any], job: str | None = None) -> Future[Any]:
+    def post(
+        self,
+        what: str,
+        action: Callable[[], Any],
+        job: str | None = None,
+        begins: Callable[[], None] | None = None,
+    ) -> Future[Any]:
         """Have `action` done soon; the future resolves to its result or error.
 
         Args:
             what: words for the error message, such as "switch".
             job: name of a thread of its own, of which there is one at a time; None for quick actions.
+            begins: called just before that thread starts, and so before anything that was posted later.
         """
-        command = _Command(what, action, job, Future())
+        command = _Command(what, action, job, Future(), begins)
         if self._closed.is_set():
             _refuse(command)
         else:
@@ -132,6 +140,8 @@ class Controller:
             self._report(command.what, error)
             command.future.set_exception(error)
         else:
+            if command.begins is not None:
+                command.begins()
             name = f"kit-panel-{self._number}-{command.job}"
             self._jobs[command.job] = threading.Thread(target=self._perform, args=(command,), name=name, daemon=True)
             self._jobs[command.job].start()

@@ -11,6 +11,7 @@ from typing import Any
 from kit.deployment import Deployment
 from kit.errors import DeploymentClosed, InvalidSetting
 from kit.load import LoadGenerator, LoadReport
+from kit.settings import Settings
 
 _loads: weakref.WeakKeyDictionary[Deployment, SharedLoad] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -20,6 +21,11 @@ def load_of(deployment: Deployment) -> SharedLoad:
     """The one load of a deployment."""
     with _lock:
         return _loads.setdefault(deployment, SharedLoad(deployment))
+
+
+def clients_of(settings: Settings) -> int:
+    """Requests in flight that keep every worker thread busy: one that it computes, and the next."""
+    return 2 * settings.processes * settings.threads
 
 
 class WeakDeployment:
@@ -65,8 +71,8 @@ class SharedLoad:
         if last:
             self.stop(timeout_s=2.0)
 
-    def start(self, examples: Sequence[Any], rate: float | None) -> None:
-        """Start it, or change the rate of the one that runs.
+    def start(self, examples: Sequence[Any], rate: float | None, settings: Settings) -> None:
+        """Start it, or change the rate of the one that runs; `settings` say how many requests at once it takes.
 
         Raises:
             InvalidSetting: no examples, or a rate that can't be.
@@ -80,7 +86,13 @@ class SharedLoad:
                     "the load has no examples to send: make the panel with ServingPanel(deployment, examples=...), or "
                     "predict something first."
                 )
-            self._generator = LoadGenerator(self._weak, examples, rate).start()
+            self._generator = LoadGenerator(self._weak, examples, rate, clients=clients_of(settings)).start()
+
+    def follow(self, settings: Settings) -> None:
+        """Send as many requests at once as these settings take."""
+        generator = self._generator
+        if generator is not None and generator.clients != clients_of(settings):
+            generator.clients = clients_of(settings)
 
     def stop(self, timeout_s: float = 60.0) -> LoadReport | None:
         """Stop it and wait for the answers still due; None when there was none."""
@@ -92,6 +104,11 @@ class SharedLoad:
     def running(self) -> bool:
         """Whether requests are being sent."""
         return self._generator is not None and self._generator.running
+
+    @property
+    def clients(self) -> int:
+        """Requests at once, as fast as possible."""
+        return 0 if self._generator is None else self._generator.clients
 
     @property
     def rate(self) -> float | None:

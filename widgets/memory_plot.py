@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from kit.memory import format_bytes, memory_limit
 from widgets.html import GREY, PURPLE, ROLES, VERMILLION
-from widgets.plots import WIDTH_PX, TimePlot, marks_of
+from widgets.plots import WIDTH_PX, YOUNG, TimePlot, marks_of
 
 if TYPE_CHECKING:
     from kit.settings import Settings
@@ -99,10 +99,10 @@ class MemoryPlot(TimePlot):
         for text, x, bar in zip(self._totals, (0.5, 1.5), (now, predicted), strict=True):
             total = sum((bar or {}).get(name, 0) for name in _STACK)
             text.set(position=(x, total / 1e6), text=format_bytes(total) if total else "")
-        if times:
-            self.set_clock(snapshot.rows[0]["time"], snapshot.rows[-1]["time"])
-            self.mark(marks_of(snapshot))
-            self._place_words()
+        self.tell(self.stack, "" if len(rows) > 1 else YOUNG)
+        self.set_clock([row["time"] for row in snapshot.rows])
+        self.mark(marks_of(snapshot))
+        self._place_words(shown=bool(rows))
         return self.png()
 
     def _fill(self, bars: list[Any], sizes: Mapping[str, int]) -> None:
@@ -129,7 +129,7 @@ class MemoryPlot(TimePlot):
             "limit": (limit, top, f"machine's limit {format_bytes(limit * 1e6)}"),
         }
 
-    def _place_words(self) -> None:
+    def _place_words(self, shown: bool) -> None:
         low, high = self.stack.get_xlim()
         inside = 0
         for name, text in self._words.items():
@@ -139,7 +139,7 @@ class MemoryPlot(TimePlot):
             y = top - step * (inside + 1) if beyond else level
             inside += beyond and bool(words)
             text.set(position=(low + 0.01 * (high - low), y), text=words + " ↑" * beyond)
-            text.set_visible(bool(words))
+            text.set_visible(bool(words) and shown)
 
     def _draw_gpu(self, rows: list[dict[str, Any]], times: list[float]) -> None:
         """GPU memory on axes of its own, beside the stack, once there is any."""

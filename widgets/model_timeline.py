@@ -56,9 +56,8 @@ class ModelTimeline(TimePlot):
         for state, layer in self._layers.items():
             layer.set_verts(boxes[state])
         self.bars.set_yticks([at + 0.5 for at in range(len(models))], [name for name, _ in models])
-        if snapshot.rows:
-            first, last = snapshot.rows[0]["time"], snapshot.rows[-1]["time"]
-            last = max([last, *(spans[-1].end for _, spans in models if spans)])
-            self.set_clock(first, last)
-            self.mark(marks_of(snapshot))
+        ends = [spans[-1].end for _, spans in models if spans]
+        times = [row["time"] for row in snapshot.rows]
+        self.set_clock([*times, max([times[-1], *ends])] if times else ends)
+        self.mark(marks_of(snapshot))
         return self.png()

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 from kit.checks import is_number
-from kit.compare import compare
 from kit.compare_cancel import Cancel
-from kit.comparison import Comparison
 from kit.deployment import Deployment
 from kit.errors import InvalidSetting
 from widgets import export
 from widgets.budget import BudgetMoves
+from widgets.comparing import Comparing
 from widgets.controller import Controller
 from widgets.given import check_deployment, check_open, rate_of, sized
 from widgets.html import error_html, error_words
 from widgets.load import load_of
-from widgets.race import Lap, race
+from widgets.race import Stop
 from widgets.redraw import Redraw
 from widgets.view import View
 
@@ -52,15 +51,15 @@ class ServingPanel:
         self._examples = sized(examples)
         self._deployment = weakref.ref(deployment)
         self._load = load_of(deployment)
-        self._comparison: Comparison | None = None
-        self._cancel_compare = Cancel()
-        self._stop_race = threading.Event()
         self._closed = False
         self._close_lock = threading.Lock()
         self._view = View(self)
         self._view.root.observe(self._viewed, "_view_count")
         self._controller = Controller(self._tick, self._report)
         self._redraw = Redraw(self._view, self._load, float(seconds), self._controller.busy, self._examples)
+        self._comparing = Comparing(
+            self._view.comparing, self._load, self._served_one, self._examples_now, self._redraw.steps
+        )
         self._budget = BudgetMoves(self._post, self._controller.busy, self.set_budget)
         self._load.join()
         self._forget = deployment.at_close(self.close)
@@ -108,12 +107,18 @@ class ServingPanel:
 
     def compare(self, modes: Sequence[str] | None = None, **options: Any) -> Future[Any]:
         """Run `kit.compare` on the examples; resolves to the Comparison. None takes the modes that are ticked."""
-        return self._post("compare", lambda: self._compare(modes, options), job="comparison")
+        cancel, comparing = Cancel(), self._comparing
+        return self._post(
+            "compare",
+            lambda: comparing.compare(modes, options, cancel),
+            job="comparison",
+            begins=lambda: comparing.begins("compare", cancel),
+        )
 
     def cancel_compare(self) -> Future[Any]:
         """Cancel the comparison under way."""
-        # The cancelling waits for nobody, but what it ends may: not for the thread that draws.
-        return self._post("cancel", self._cancel_compare.cancel, job="cancelling")
+        # Ending processes takes a moment: not for the thread that draws.
+        return self._post("cancel", lambda: self._comparing.cancel("compare"), job="cancelling")
 
     def use_best(self) -> Future[Any]:
         """Apply the settings that the last comparison found best."""
@@ -121,11 +126,17 @@ class ServingPanel:
 
     def race(self, first: str | None = None, second: str | None = None, seconds: float | None = None) -> Future[Any]:
         """Two modes in turn on the examples; resolves to their laps. None takes what the controls say."""
-        return self._post("race", lambda: self._race(first, second, seconds), job="race")
+        stop, comparing = Stop(), self._comparing
+        return self._post(
+            "race",
+            lambda: comparing.race(first, second, seconds, stop),
+            job="race",
+            begins=lambda: comparing.begins("race", stop),
+        )
 
     def cancel_race(self) -> Future[Any]:
-        """Cancel the race under way."""
-        return self._post("cancel", self._stop_race.set)
+        """Cancel the race under way; the deployment goes back to the mode before it."""
+        return self._post("cancel", lambda: self._comparing.cancel("race"), job="cancelling of the race")
 
     def export(self, language: str = "python") -> str:
         """Code that reproduces the settings: "python" or "beam"."""
@@ -183,8 +194,7 @@ class ServingPanel:
                 return
             self._closed = True
         self._forget()
-        self._cancel_compare.cancel()
-        self._stop_race.set()
+        self._comparing.end()
         self._load.leave()
         self._controller.close()
         self._redraw.end(self._deployment())
@@ -192,8 +202,10 @@ class ServingPanel:
 
     # ---- actions, in the controller's threads ----------------------------------------------------------
 
-    def _post(self, what: str, action: Any, job: str | None = None) -> Future[Any]:
-        return self._controller.post(what, action, job)
+    def _post(
+        self, what: str, action: Any, job: str | None = None, begins: Callable[[], None] | None = None
+    ) -> Future[Any]:
+        return self._controller.post(what, action, job, begins)
 
     def _served_one(self) -> Deployment:
         deployment = self._deployment()
@@ -208,65 +220,11 @@ class ServingPanel:
     def _start_load(self, rate: float | str | None) -> None:
         if rate is not None:
             self._view.rate.value = str(rate)
-        self._load.start(self._examples_now(), rate_of(self._view.rate.value))
-
-    def _compare(self, modes: Sequence[str] | None, options: Mapping[str, Any]) -> Comparison:
-        deployment, cancel = self._served_one(), Cancel()
-        self._cancel_compare = cancel
-        if self._closed:
-            cancel.cancel()
-        handler, settings = deployment.handler, deployment.settings
-        del deployment  # it may be dropped meanwhile
-        self._load.stop()
-        given = {
-            "processes": settings.processes, "threads": settings.threads, "memory_budget": settings.memory_budget,
-            "repeats": 2, **options,
-        }  # fmt: skip
-        try:
-            self._comparison = compare(
-                handler,
-                self._examples_now(),
-                self._view.comparing.chosen_modes if modes is None else modes,
-                progress=False,
-                on_progress=lambda done, total, label: self._note("compare", done, total, f"{label} measured"),
-                cancel=cancel,
-                **given,
-            )
-        finally:
-            self._redraw.progress.pop("compare", None)
-        self._view.comparing.show(self._comparison)
-        return self._comparison
+        self._load.start(self._examples_now(), rate_of(self._view.rate.value), self._served_one().settings)
 
     def _use_best(self) -> None:
-        if self._comparison is None:
-            raise InvalidSetting("nothing was compared yet: use Compare first.")
-        best = self._comparison.best()
-        if best.mode is None:
-            raise InvalidSetting(best.reason)
-        self._view.controls.set(**best.settings)
+        self._view.controls.set(**self._comparing.best())
         self._apply()
-
-    def _race(self, first: str | None, second: str | None, seconds: float | None) -> list[Lap]:
-        self._stop_race.clear()
-        if self._closed:
-            self._stop_race.set()
-        tab = self._view.comparing
-        modes = [first or tab.first.value, second or tab.second.value]
-        self._load.stop()
-
-        def step(done: int, total: int, words: str) -> None:
-            self._note("race", done, total, words)
-
-        try:
-            examples = self._examples_now()
-            laps = race(self._served_one(), modes, examples, seconds or tab.seconds.value, self._stop_race, step)
-        finally:
-            self._redraw.progress.pop("race", None)
-        tab.show_race(laps)
-        return laps
-
-    def _note(self, what: str, done: int, total: int, words: str) -> None:
-        self._redraw.progress[what] = (done, total, words)
 
     def _examples_now(self) -> Any:
         if self._examples is not None:
@@ -283,7 +241,7 @@ class ServingPanel:
 
     def _rate_changed(self) -> None:
         if self._load.running:
-            self._post("rate", lambda: self._load.start(self._examples_now(), rate_of(self._view.rate.value)))
+            self._post("rate", lambda: self._start_load(None))
 
     def _viewed(self, change: Any) -> None:
         if change["new"]:

@@ -29,10 +29,15 @@ WIDTH_PX = 720
 LINES = {"elements/s": GREEN, "p50": SKY, "p99": VERMILLION}
 #: Width of a time of day below an axis, with some room.
 CLOCK_PX = 75
+#: What stands in a plot that has no line yet.
+YOUNG = "the first figures come in a moment"
 #: Events closer than this share a mark, seconds.
 TOGETHER_S = 2.0
 #: Which event of several names their mark.
-_WEIGHT = {"death": 6, "switch": 5, "update": 5, "resize": 5, "evict": 4, "timeout": 3, "warning": 3, "start": 2}
+_WEIGHT = {
+    "death": 6, "switch": 5, "update": 5, "resize": 5, "cancelled": 4, "evict": 4, "timeout": 3, "warning": 3,
+    "start": 2,
+}  # fmt: skip
 
 
 class Mark(NamedTuple):
@@ -79,6 +84,8 @@ def _label(event: Event) -> str:
     if event.kind == "switch":
         before, _, after = words.partition(" → ")
         return words if before != after else f"switch ({after})"
+    if event.kind == "cancelled":
+        return f"{words.split()[0]} cancelled"
     if event.kind == "resize":
         return f"budget {words.rpartition(' → ')[2]}"
     if event.kind == "death":
@@ -100,6 +107,7 @@ class TimePlot:
         self._lines: list[Any] = []
         self._labels: list[Any] = []
         self._timed: list[Any] = []
+        self._notes: dict[Any, Any] = {}
 
     def axes(self, left: int, bottom: int, width: int, height: int, *, timed: bool = True) -> Any:
         """Axes at a place in pixels."""
@@ -120,17 +128,28 @@ class TimePlot:
         w, h = self.figure.get_size_inches() * DPI
         axes.set_position((left / w, bottom / h, width / w, height / h))
 
-    def set_clock(self, first: float, last: float) -> None:
-        """Let the axes show from `first` to `last`, seconds since the epoch."""
-        span = max(30.0, last - first)
+    def tell(self, axes: Any, words: str) -> None:
+        """Say in the middle of axes why nothing is drawn in them, and hide their scale; "" for what can be seen."""
+        axes.tick_params(axis="y", left=not words, labelleft=not words)
+        axes.grid(visible=not words, axis="y")
+        if axes not in self._notes:
+            place = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+            self._notes[axes] = axes.text(0.5, 0.5, "", fontsize=10, color=GREY, **place)
+        self._notes[axes].set_text(words)
+
+    def set_clock(self, times: Sequence[float]) -> None:
+        """Let the axes show these times, seconds since the epoch; at least 30 seconds, until now without any."""
+        last = times[-1] if times else time.time()
+        span = max(30.0, last - (times[0] if times else last))
         start = last - span
         lowest = min(axes.get_position().y0 for axes in self._timed)
         for axes in self._timed:
             most = max(1, min(6, int(axes.bbox.width / CLOCK_PX)))
             step = next(step for step in (10, 15, 30, 60, 120, 300, 900, 3600) if span / step <= most or step == 3600)
             ticks = [tick * step for tick in range(math.ceil(start / step), math.floor(last / step) + 1)]
-            named = axes.get_position().y0 == lowest  # the others stand above it
-            names = [time.strftime("%H:%M:%S", time.localtime(tick)) if named else "" for tick in ticks]
+            # The others stand above the lowest; later, a name would be cut off.
+            latest = last - 16 * span / axes.bbox.width if axes.get_position().y0 == lowest else start
+            names = [time.strftime("%H:%M:%S", time.localtime(tick)) if tick <= latest else "" for tick in ticks]
             axes.set_xlim(start, last)
             axes.set_xticks(ticks, names)
 
@@ -215,9 +234,11 @@ class ThroughputPlot(TimePlot):
             line.set_data(times, values)
         self.rate.set_ylim(0, _top(rates))
         self.latency.set_ylim(0, _top(p99))
-        if times:
-            self.set_clock(times[0], times[-1])
-            self.mark(marks_of(snapshot))
+        young = YOUNG if len(rows) < 2 else ""
+        self.tell(self.rate, young)
+        self.tell(self.latency, young or ("" if any(map(math.isfinite, p50)) else "no answers in this time"))
+        self.set_clock(times)
+        self.mark(marks_of(snapshot))
         return self.png()
 
 

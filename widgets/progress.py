@@ -1,10 +1,48 @@
-"""A bar with words for work under way, and a button that cancels it."""
+"""Work under way: how far it is, a bar with words for it, and a button that cancels it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 
 import ipywidgets as widgets
+
+from kit.errors import SwitchCancelled
+
+
+class Steps:
+    """How far work is that takes long, by what it is; written by its threads, read by the one that draws.
+
+    Attributes:
+        now: (steps done, all steps, words) of what is under way.
+        ended: how it ended last, where that is worth words.
+    """
+
+    def __init__(self) -> None:
+        self.now: dict[str, tuple[int, int, str]] = {}
+        self.ended: dict[str, str] = {}
+
+    def note(self, what: str, done: int, total: int, words: str) -> None:
+        """`done` of `total` steps are done."""
+        self.now[what] = done, total, words
+
+    @contextmanager
+    def under_way(self, what: str) -> Iterator[None]:
+        """Within it the work is done."""
+        self.note(what, 0, 1, "starting")
+        words = ""
+        try:
+            yield
+        except (CancelledError, SwitchCancelled):
+            words = "cancelled"
+            raise
+        except Exception:
+            words = "failed"
+            raise
+        finally:
+            self.ended[what] = words
+            del self.now[what]
 
 
 class Progress:

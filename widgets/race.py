@@ -6,8 +6,9 @@ import io
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,56 @@ from kit.errors import InvalidSetting
 from kit.load import LoadGenerator, LoadReport
 from kit.memory import format_bytes
 from widgets.html import GREY, MODE_COLOURS, milliseconds
-from widgets.load import WeakDeployment
+from widgets.load import WeakDeployment, clients_of
 from widgets.plots import DPI, WIDTH_PX
 
 #: Seconds between two looks at a racer.
 STEP_S = 0.5
+
+
+class Stop:
+    """Ends a race from another thread: also a switch of it that is under way, but not the one back."""
+
+    def __init__(self) -> None:
+        self._called = threading.Event()
+        self._lock = threading.Lock()
+        self._switching: Deployment | None = None
+
+    def cancel(self) -> None:
+        """End it."""
+        self._called.set()
+        while self._to_be_cancelled():
+            time.sleep(0.02)  # it is about to begin, or to end
+
+    def _to_be_cancelled(self) -> bool:
+        with self._lock:
+            return self._switching is not None and not self._switching.cancel_switch()
+
+    @contextmanager
+    def switching(self, deployment: Deployment) -> Iterator[None]:
+        """Within it the deployment is switched for the race."""
+        with self._lock:
+            self.check()
+            self._switching = deployment
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._switching = None
+
+    def wait(self, future: Future[Any]) -> None:
+        """Wait for an answer, or for the end."""
+        while not future.done() and not self._called.wait(0.05):
+            pass
+        if self._called.is_set():
+            future.cancel()
+        self.check()
+        future.result()
+
+    def check(self) -> None:
+        """Raise CancelledError once it was cancelled."""
+        if self._called.is_set():
+            raise CancelledError("the race was cancelled.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +97,7 @@ def race(
     modes: Sequence[str],
     examples: Sequence[Any],
     seconds: float,
-    stop: threading.Event,
+    stop: Stop,
     step: Callable[[int, int, str], None] = lambda done, total, words: None,
 ) -> list[Lap]:
     """Serve the same examples in each of `modes`, `seconds` each, as fast as they are answered.
@@ -75,8 +121,9 @@ def race(
     try:
         for index, mode in enumerate(modes):
             step(index * looks, looks * len(modes), f"{mode}: starting")
-            deployment.switch(mode)
-            deployment.predict(list(examples[:8]))  # what is made at first use isn't raced
+            with stop.switching(deployment):
+                deployment.switch(mode)
+            stop.wait(deployment.submit(list(examples[:8])))  # what is made at first use isn't raced
 
             def note(done: int, index: int = index, mode: str = mode) -> None:
                 step(index * looks + done, looks * len(modes), f"{mode}: {done * STEP_S:.0f} of {seconds:.0f} s")
@@ -85,6 +132,7 @@ def race(
         return laps
     finally:
         if not deployment.closed and deployment.settings != before:
+            step(0, 1, f"going back to {before.mode}")
             deployment.switch(before.mode, **_settings(before))
 
 
@@ -97,18 +145,21 @@ def _lap(
     mode: str,
     examples: Sequence[Any],
     looks: int,
-    stop: threading.Event,
+    stop: Stop,
     note: Callable[[int], None],
 ) -> Lap:
     seconds, rates, sizes = [], [], []
-    clients = 2 * deployment.settings.processes * deployment.settings.threads
+    clients = clients_of(deployment.settings)
     with LoadGenerator(WeakDeployment(deployment), examples, clients=clients, batch=4) as load:
         began = last = time.perf_counter()
         answered = 0
         for look in range(1, looks + 1):
             load.wait(max(0.0, began + look * STEP_S - time.perf_counter()))
-            if stop.is_set():
-                raise CancelledError("the race was cancelled.")
+            try:
+                stop.check()
+            except CancelledError:
+                load.stop(timeout_s=0.0)  # nobody waits for the answers still due
+                raise
             now, report = time.perf_counter(), load.report()
             seconds.append(now - began)
             rates.append((report.answered - answered) / max(1e-9, now - last))
@@ -153,14 +204,17 @@ class RacePlot:
                 spine.set_visible(side in ("left", "bottom"))
                 spine.set_color(GREY)
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
-        for lap, style in zip(laps, ("-", "--", "-.", ":"), strict=False):
-            colour = MODE_COLOURS.get(lap.mode, GREY)
-            sizes = [size / 1e6 or math.nan for size in lap.pss_bytes]
-            for axes, values in zip(self._axes, (lap.rates, sizes), strict=True):
+        columns = [lap.rates for lap in laps], [[size / 1e6 or math.nan for size in lap.pss_bytes] for lap in laps]
+        for axes, column in zip(self._axes, columns, strict=True):
+            for lap, values, style in zip(laps, column, ("-", "--", "-.", ":"), strict=False):
+                colour = MODE_COLOURS.get(lap.mode, GREY)
                 axes.plot(lap.seconds, values, color=colour, linestyle=style, linewidth=2, label=lap.mode)
-        for axes in self._axes:
-            axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
-            axes.set_xlim(left=0)
+            known = [value for values in column for value in values if math.isfinite(value)]
+            axes.set_ylim(0, 1.1 * max(known, default=0.0) or 1.0)
+            axes.set_xlim(0, max((second for lap in laps for second in lap.seconds), default=1.0))
+            if not known:
+                axes.set_yticks([])
+                axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, color=GREY, fontsize=10, ha="center")
         self._axes[1].set_xlabel("seconds since the mode began", color=GREY, fontsize=9, labelpad=0)
         legend = self._axes[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=10)
         for text in legend.get_texts():

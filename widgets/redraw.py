@@ -14,6 +14,7 @@ from kit.memory import format_bytes
 from widgets import export, kernels
 from widgets.load import SharedLoad
 from widgets.model_log import ModelLog
+from widgets.progress import Steps
 from widgets.twin import Twin
 from widgets.view import View
 
@@ -39,14 +40,14 @@ class Redraw:
     Attributes:
         errors: HTML of what went wrong, by what was tried.
         seen: whether a page has shown the panel; if none does any more, nothing is drawn.
-        progress: (done, total, words) of "compare" and "race", while they are under way.
+        steps: of "compare" and "race".
     """
 
     def __init__(
         self, view: View, load: SharedLoad, seconds: float, busy: Callable[[str], bool], examples: Any
     ) -> None:
         self.errors: dict[str, str] = {}
-        self.progress: dict[str, tuple[int, int, str]] = {}
+        self.steps = Steps()
         self.seen = False
         self.twin = Twin()
         self._view = view
@@ -82,9 +83,10 @@ class Redraw:
         """Draw what changed, unless nobody looks any more."""
         if deployment is None or deployment.closed:
             return
-        pulse = deployment.pulse(), self._load.running, self._load.rate, *self.progress.values()
+        pulse = deployment.pulse(), self._load.running, self._load.rate, *self.steps.now.values()
         if pulse != self._pulse:
             self._pulse, self._looks = pulse, 0
+            self._load.follow(deployment.settings)
         self._looks += 1
         if self.seen and not self._view.root._view_count:
             if self._looks <= LOOKS:  # for the static twin's sake
@@ -117,7 +119,8 @@ class Redraw:
             writers = (export.python_code, export.beam_code)
             self._view.show_code(*(write(deployment.handler, snapshot.settings, self._examples) for write in writers))
         wanted = self.wanted(deployment)
-        own = wanted, dict(self.progress), tuple(self.errors), self._load.running, self._load.rate
+        steps = dict(self.steps.now), dict(self.steps.ended)
+        own = wanted, steps, tuple(self.errors), self._load.running, self._load.rate
         changed = _changing(snapshot), self._memory_of(snapshot), own
         if not (only_changes and changed == self._drawn):
             self._drawn, self._last = changed, snapshot
@@ -185,9 +188,9 @@ class Redraw:
             busy = self._busy(job)
             button.disabled = busy
             if busy:
-                bar.show(*self.progress.get(what, (0, 1, "starting")))
+                bar.show(*self.steps.now.get(what, (0, 1, "starting")))
             else:
-                bar.hide("")
+                bar.hide(self.steps.ended.get(what, ""))
 
 
 def _changing(snapshot: Snapshot) -> tuple[Any, ...]:

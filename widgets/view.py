@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _ending = threading.Event()
 atexit.register(_ending.set)
 
+#: Events that say what became of a switch or update.
+SWITCHES = ("switch", "update", "cancelled")
 _WRAP = {"flex_flow": "row wrap", "align_items": "center"}
 
 
@@ -149,9 +151,10 @@ class View:
         if report is None:
             words = "no load"
         else:
-            words = (
-                f"{'running' if load.running else 'stopped'}: {report.answered:,} answered, {report.failed:,} failed"
-            )
+            state = "stopped"
+            if load.running:
+                state = "running" if load.rate is not None else f"running, {load.clients} requests at a time"
+            words = f"{state}: {report.answered:,} answered, {report.failed:,} failed"
             words += "".join(f"; {error}" for error in report.errors[:1])
         self.load_words.value = f'<span role="status">{escape(words)}</span>'
 
@@ -165,8 +168,16 @@ class View:
             )
             self.switch_progress.show(under_way.ready, under_way.total, f"{words}, {under_way.seconds:.1f} s")
             return
-        switches = [event for event in snapshot.events if event.kind in ("switch", "update")]
-        self.switch_progress.hide(f"last: {switches[-1].text}" if switches else "")
+        switches = [event for event in snapshot.events if event.kind in SWITCHES]
+        words = ""
+        if switches:
+            last = switches[-1]
+            words = (
+                f"cancelled: {last.text}; mode {snapshot.settings.mode} serves on"
+                if last.kind == "cancelled"
+                else f"last: {last.text}"
+            )
+        self.switch_progress.hide(words)
 
     def show_code(self, python: str, beam: str) -> None:
         """Fill the Export tab."""
@@ -187,7 +198,8 @@ class View:
             "; ".join(f"{name} {value}" for name, value in pairs)
             for pairs in (throughput_facts(snapshot), memory_facts(snapshot, None)[0])
         ]
-        marks = [f"  {event}" for event in snapshot.events if event.kind in ("switch", "update", "death")][-6:]
+        worth_a_line = (*SWITCHES, "death")
+        marks = [f"  {event}" for event in snapshot.events if event.kind in worth_a_line][-6:]
         happened = ["what happened:", *marks] if marks else []
         who = [kernels.text(snapshot)] if snapshot.clients is not None else []
         models = [words] if (words := model_rows.text(snapshot)) else []
