@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.errors import AssetUnavailable, MissingExtra
-from kit.progress import somebody_watches
+from kit.progress import somebody_watches, tqdm_bar
 
 POLL_S = 0.1  # how often the progress bar looks at the bytes on disk
 
@@ -211,10 +211,8 @@ def _run(
     done_bytes: Callable[[], int],
 ) -> tuple[int, str]:
     """Run `command` to its end under a progress bar; its exit status and what it printed."""
-    from tqdm.auto import tqdm
-
     layout = None if total_bytes else "{desc} [{elapsed}]"
-    bar = tqdm(
+    bar = tqdm_bar(
         desc=label,
         total=total_bytes,
         unit="B",

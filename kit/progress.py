@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+import uuid
 from types import TracebackType
 from typing import Any, Self, TextIO
 
 #: Work shorter than this shows no bar.
 DELAY_S = 1.0
+_Base: Any = object  # what a mix-in is mixed into
 _RED = "#d62728"
 
 
@@ -33,8 +35,8 @@ def in_notebook() -> bool:
 class progress:  # in small letters, as it is used like a function: `with progress(n) as bar:`
     """A tqdm bar, in a notebook a widget, that appears after a second and turns red on failure.
 
-    It goes when the work is done and stays when it fails. Where nobody watches, nothing is printed
-    and tqdm isn't even imported.
+    It goes when the work is done, in a notebook for a line of text, and stays when it fails. Where nobody watches,
+    nothing is printed and tqdm isn't even imported.
 
     Args:
         total: how much there is to do, None when that isn't known.
@@ -99,19 +101,49 @@ class progress:  # in small letters, as it is used like a function: `with progre
         self.close(failed=error is not None and not isinstance(error, GeneratorExit))
 
     def _make(self) -> Any:
-        from tqdm.auto import tqdm
-
-        # No monitor thread: `miniters=1` looks at the clock on every update, so nothing stalls.
-        quiet = type("Bar", (tqdm,), {"monitor_interval": 0})
-        bar = quiet(
+        bar = tqdm_bar(
             total=self.total,
             initial=self.n,
             desc=self.desc or None,
             unit=" " + self.unit,
-            miniters=1,
+            miniters=1,  # looks at the clock on every update, so nothing stalls without a monitor thread
             dynamic_ncols=True,
         )
         # The rate is that of the whole work, not of what came after the bar.
         bar.start_t -= time.monotonic() - self._began
         bar.initial = 0
         return bar
+
+
+def tqdm_bar(**options: Any) -> Any:
+    """A tqdm bar without a monitor thread, which a saved notebook shows as it ended."""
+    from tqdm.auto import tqdm
+
+    in_page = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    return type("Bar", (_Lasting, tqdm) if in_page else (tqdm,), {"monitor_interval": 0})(**options)
+
+
+class _Lasting(_Base):
+    """Beside tqdm's bar for notebooks: at the end what was displayed is brought up to date.
+
+    A saved notebook holds the text that came with the widget when it was displayed, such as 12 %, and not how the
+    widget moved on.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        from IPython.display import display
+
+        super().__init__(display=False, **options)
+        self._display_id = f"kit-progress-{uuid.uuid4().hex[:12]}"
+        display(self.container, display_id=self._display_id)
+        self.displayed = True
+
+    def close(self) -> None:
+        from IPython.display import update_display
+
+        if self.disable:  # closed already
+            return
+        last = self.format_meter(**self.format_dict)
+        super().close()
+        widget = self.container._repr_mimebundle_() if self.leave else {}
+        update_display({**widget, "text/plain": last}, raw=True, display_id=self._display_id)

@@ -1,4 +1,4 @@
-"""The panel in a notebook that is run without a page: the static twin is saved, and small."""
+"""Notebooks that are run without a page, as they are saved: the panel's static twin, progress bars."""
 
 from __future__ import annotations
 
@@ -27,15 +27,21 @@ deployment.switch("shared")
 ]
 
 
-def test_the_twin_is_in_the_saved_notebook_and_tells_the_end(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
+def executed(cells, tmp_path, **options):
+    """A notebook of these cells, run and saved."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     path = tmp_path / "panel.ipynb"
     nbformat.write(notebook, path)
     # In a process of its own: the client leaves the sockets of its event loop open.
-    code = f"import nbclient, nbformat; n = nbformat.read({str(path)!r}, 4); nbclient.execute(n, timeout=120); "
+    code = f"import nbclient, nbformat; n = nbformat.read({str(path)!r}, 4); "
+    code += f"nbclient.execute(n, timeout=120, **{options!r}); "
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", f"{code}nbformat.write(n, {str(path)!r})"], check=True, timeout=200, env=env)
-    notebook = nbformat.read(path, 4)
+    return nbformat.read(path, 4)
+
+
+def test_the_twin_is_in_the_saved_notebook_and_tells_the_end(tmp_path):
+    notebook = executed(CELLS, tmp_path)
     outputs = notebook.cells[0].outputs
     twins = [output.data for output in outputs if "kit-twin" in output.get("data", {}).get("text/html", "")]
     assert len(twins) == 1
@@ -50,3 +56,30 @@ def test_the_twin_is_in_the_saved_notebook_and_tells_the_end(tmp_path):
     assert len(widget) == 1
     assert widget[0].data["text/plain"].startswith("ServingPanel;")
     assert len(json.dumps(notebook)) < 300_000
+
+
+BARS = [
+    """
+from kit.progress import progress
+with progress(100, "predictions", delay_s=0) as bar:
+    for _ in range(50):
+        bar.update(2)
+""",
+    """
+with progress(100, "a run that fails", delay_s=0) as bar:
+    for _ in range(10):
+        bar.update(4)
+    raise ValueError("bad example")
+""",
+]
+
+
+def test_a_saved_notebook_shows_progress_bars_as_they_ended(tmp_path):
+    done, failed = executed(BARS, tmp_path, allow_errors=True).cells
+    (bar,) = done.outputs
+    assert bar.data["text/plain"].startswith("predictions: 100%")
+    assert "100/100" in bar.data["text/plain"]
+    assert "application/vnd.jupyter.widget-view+json" not in bar.data  # it has gone from the page
+    bar = failed.outputs[0]
+    assert "40/100" in bar.data["text/plain"]
+    assert "application/vnd.jupyter.widget-view+json" in bar.data  # it stays, in red
