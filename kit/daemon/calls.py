@@ -93,7 +93,8 @@ def _clients(served: Served) -> list[Records]:
         row = found.setdefault((pid, label), {"notebook": label, "pid": pid, "connections": 0, "connected_s": 0.0})
         row["connections"] += 1
         row["connected_s"] = max(row["connected_s"], now - session.connected_at)
-        counts = {"requests": session.requests, "examples": session.examples, "in_flight": len(session.waiting)}
+        in_flight = len(session.waiting) + served.line.under_way(session)
+        counts = {"requests": session.requests, "examples": session.examples, "in_flight": in_flight}
         for name, value in {**counts, **session.rates()}.items():
             row[name] = row.get(name, 0) + value
     return list(found.values())

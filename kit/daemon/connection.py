@@ -14,11 +14,12 @@ from typing import Any
 
 from kit import errors
 from kit.daemon.decoder import trouble_of
+from kit.daemon.direct import DirectWay
 from kit.daemon.encoder import Encoder
 from kit.daemon.frames import Frame, LinkClosed
 from kit.daemon.interrupts import Deferred
 from kit.daemon.link import Link
-from kit.daemon.protocol import CALL, CANCEL, ERROR, PRINTED
+from kit.daemon.protocol import CALL, CANCEL, DIRECT, ERROR, PRINTED
 from kit.daemon.wire import Malformed
 
 #: Longest that a thread waits awake for an answer, seconds: being woken costs a short round trip a third more.
@@ -56,6 +57,7 @@ class Connection:
         self._latest = 0
         self._reading = threading.Lock()
         self._spin_s = 0.0
+        self.direct = DirectWay(link, SPIN_S)
         self._at_end: list[Callable[[], None]] = []
         self._call_read, self._call_write = os.pipe()
         self._thread = threading.Thread(target=self._read, name="kit-link", daemon=True)
@@ -210,6 +212,9 @@ class Connection:
         if frame.kind == PRINTED:
             show_print(frame)
             return
+        if frame.kind == DIRECT:
+            self.direct.open(frame)
+            return
         error = trouble_of(frame.decoder.value()).error() if frame.kind == ERROR else None
         if frame.number == 0 and error is not None:
             self._lose(error)
@@ -229,6 +234,7 @@ class Connection:
     def _lose(self, error: errors.KitError) -> None:
         if self.ended is None:
             self.ended = error
+        self.direct.close()
         while self._waiting:
             _, on_answer = self._waiting.popitem()
             on_answer(self.ended.copy())
@@ -253,6 +259,7 @@ class Connection:
             self.ended = errors.DeploymentClosed(
                 f"this kernel has let go of {self.name!r}, which goes on; kit.connect({self.name!r}) takes it up again."
             )
+        self.direct.close()
         self.link.hang_up()
         self.call_reader()
         if threading.current_thread() is not self._thread:

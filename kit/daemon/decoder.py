@@ -38,6 +38,11 @@ class Decoder:
         self._allow_pickle = allow_pickle
         self._depth = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return len(self._body)
+
     def value(self) -> Any:
         """The next value.
 

@@ -37,6 +37,7 @@ class Job:
         rows: list or Rows.
         deadline: monotonic seconds, or None.
         window: examples that travel at once, at most.
+        deaths: of workers that were asked directly before.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Job:
         batch_timeout_s: float | None = None,
         on_progress: Callable[[int], None] | None = None,
         window: int = WINDOW,
+        deaths: int = 0,
     ) -> None:
         self.future: Future[list[Any]] = Future()
         self._connection = connection
@@ -59,6 +61,7 @@ class Job:
         self._deadline = deadline
         self._batch_timeout_s = batch_timeout_s
         self._on_progress = on_progress
+        self._deaths = deaths
         self._results: list[Any] = [None] * len(rows)
         self._left = len(rows)
         self._next = 0
@@ -95,8 +98,8 @@ class Job:
         window = self._rows if stop - start == len(self._rows) else self._rows[start:stop]
         deadline_s = None if self._deadline is None else max(1e-3, self._deadline - time.monotonic())
         connection = self._connection
-        encoder = connection.link.encoder().add((self._isolate, deadline_s, self._batch_timeout_s, self._args))
-        encoder.examples(window)
+        options = (self._isolate, deadline_s, self._batch_timeout_s, self._args, self._deaths)
+        encoder = connection.link.encoder().add(options).examples(window)
         number = connection.ask(RUN, encoder, partial(self._answered, start, stop))
         self._under_way.add(number)
         if self.future.done():  # cancelled just then

@@ -163,7 +163,7 @@ class Link:
 
     # ---- receiving ---------------------------------------------------------------------------
 
-    def receive(self, timeout_s: float | None = None) -> Frame | None:
+    def receive(self, timeout_s: float | None = None, spin_s: float = 0.0) -> Frame | None:
         """The next frame; None when none came in time, or on `wake`.
 
         Raises:
@@ -172,10 +172,10 @@ class Link:
         """
         while True:
             if self.buffered:
-                frame = self._next()
+                frame = self.parse()
                 if frame is not None:
                     return frame
-            if not self.look(timeout_s):
+            if not self.look(timeout_s, spin_s):
                 return None
             frame = self.advance()
             if frame is not None:
@@ -216,15 +216,16 @@ class Link:
 
     def advance(self) -> Frame | None:
         """Do what can be done without waiting; the next frame, if it is there whole."""
-        frame = self._next()
+        frame = self.parse()
         if frame is None:
             if self._unsent:
                 self._flush()
             self._inbox.read()
-            frame = self._next()
+            frame = self.parse()
         return frame
 
-    def _next(self) -> Frame | None:
+    def parse(self) -> Frame | None:
+        """The next frame of what was read already, if it is there whole."""
         header = self._inbox.next()
         if header is None:
             return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 #: Changes when frames, or what they hold, do.
-VERSION = 2
+VERSION = 3
 
 #: kernel -> daemon (-> deployment): a dict, see `hello.hello`.
 HELLO = 1
-#: deployment -> kernel, with the ring: the dict of `Served.status`.
+#: deployment -> kernel, with the ring: the dict of `Served.status`. worker -> kernel, over a direct line: its ring.
 WELCOME = 2
 #: Instead of WELCOME or an answer, or at any time with number 0 as the last word: an error.
 ERROR = 3
@@ -15,7 +15,8 @@ ERROR = 3
 NEED_HANDLER = 4
 #: kernel -> deployment: the pickled handler, settings, a sample.
 HANDLER = 5
-#: kernel -> deployment: (isolate, deadline_s, batch_timeout_s, inference_args), examples.
+#: kernel -> deployment: (isolate, deadline_s, batch_timeout_s, inference_args, deaths), examples.
+#: kernel -> worker, over a direct line: when it was sent (monotonic seconds), examples.
 RUN = 6
 #: deployment -> kernel: failures by index, a count of pieces, and (indices, plain, model ids), values of each.
 ANSWER = 7
@@ -30,3 +31,9 @@ PRINTED = 12
 CONNECTION = 11
 #: daemon -> deployment: somebody has asked for its end.
 STOP = 13
+#: kernel -> deployment: this kernel waits for one request after the other, and would rather ask a worker directly.
+ASK_DIRECT = 14
+#: deployment -> kernel: a direct line's socket, and (examples, bytes) of a request over it at most.
+DIRECT = 15
+#: worker -> kernel, over a direct line: it ends here, and for no trouble.
+GOODBYE = 16

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from kit.daemon.encoder import Encoder
 from kit.daemon.wire import Malformed
-from kit.engine.codec import Rows, concatenate
-from kit.engine.requests import Request
+from kit.engine.codec import concatenate
+from kit.engine.requests import Request, as_list
 from kit.engine.trouble import Trouble
 from kit.handler import PredictionResult
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Where the examples stand, (start, stop) or indices; whether values are results as they are; model ids; the values.
 Piece = tuple[tuple[Any, bool, Any], Any]
-_OPTIONS: tuple[Any, ...] = (bool, (float, int, type(None)), (float, int, type(None)), (dict, type(None)))
+_OPTIONS: tuple[Any, ...] = (bool, (float, int, type(None)), (float, int, type(None)), (dict, type(None)), int)
 
 
 class RemoteRequest(Request):
@@ -42,9 +42,11 @@ class RemoteRequest(Request):
         Raises:
             Malformed: these aren't what they should be.
         """
-        if type(options) is not tuple or len(options) != 4 or not all(map(isinstance, options, _OPTIONS)):
+        if type(options) is not tuple or len(options) != 5 or not all(map(isinstance, options, _OPTIONS)):
             raise Malformed("not a request's options")
-        isolate, deadline_s, batch_timeout_s, inference_args = options
+        isolate, deadline_s, batch_timeout_s, inference_args, deaths = options
+        if not 0 <= deaths <= 1:
+            raise Malformed("more deaths than there can be")
         if not len(examples):
             raise Malformed("a request without examples")
         dispatcher = session.served.serving()._engine.dispatcher
@@ -60,6 +62,7 @@ class RemoteRequest(Request):
         request.troubles = {}
         request.session = session
         request.dispatcher = dispatcher
+        request.deaths = deaths
         request.turn = session.served.turns.asks(session, request, dispatcher)
         return request
 
@@ -98,7 +101,7 @@ class RemoteRequest(Request):
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
     """Pieces in order, those that follow on each other as one where they are alike: fewer, larger blocks."""
-    pieces = [(about, values if type(values) in (list, Rows) else list(values)) for about, values in pieces]
+    pieces = [(about, as_list(values)) for about, values in pieces]
     if len(pieces) == 1 or not all(isinstance(where, tuple) for (where, _, _), _ in pieces):
         return pieces
     pieces.sort(key=lambda piece: piece[0][0])

@@ -16,6 +16,7 @@ import cloudpickle
 
 from kit import errors
 from kit.daemon import hello, paths, quiet
+from kit.daemon.direct_line import DOOR, DirectLine
 from kit.daemon.frames import LinkClosed
 from kit.daemon.link import Link
 from kit.daemon.protocol import CONNECTION, STOP
@@ -56,6 +57,7 @@ class Served:
         self.sessions: list[Session] = []
         self.hearers: list[Session] = []  # to whom prints are passed on
         self.turns = Turns()
+        self.line = DirectLine(self)
         self.used_at = time.monotonic()
         self.over = threading.Event()  # set to end this process
         self.last_words: errors.KitError = errors.DeploymentLost(
@@ -190,11 +192,15 @@ class Served:
             self._changed.notify_all()
         self.over.set()
 
+    def _busy(self) -> bool:
+        self.line.count()
+        return self.line.busy or any(session.waiting for session in self.sessions)
+
     def watch_idle(self) -> None:
         """End the deployment when nobody has asked it anything for `keep_alive_s`."""
         while not self.over.wait(LOOK_S):
             limit = self.keep_alive_s
-            if limit is None or self.state != "serving" or any(session.waiting for session in self.sessions):
+            if limit is None or self.state != "serving" or self._busy():
                 continue
             if time.monotonic() - self.used_at > limit:
                 self.end(
@@ -231,7 +237,7 @@ def _forkserver(handler: Any) -> ForkServer:
 
     Elsewhere it would take 130 MB for nothing; a tensor that comes all the same imports it then.
     """
-    found = ForkServer(preload_of(handler))
+    found = ForkServer([*preload_of(handler), DOOR.rpartition(".")[0]])
     if works_on_tensors(handler):
         import torch  # noqa: F401
     return found

@@ -17,7 +17,19 @@ from kit.daemon import calls, hello, paths
 from kit.daemon.decoder import Decoder
 from kit.daemon.frames import Frame, LinkClosed
 from kit.daemon.link import Link
-from kit.daemon.protocol import ANSWER, CALL, CANCEL, ERROR, HANDLER, NEED_HANDLER, PRINTED, REPLY, RUN, WELCOME
+from kit.daemon.protocol import (
+    ANSWER,
+    ASK_DIRECT,
+    CALL,
+    CANCEL,
+    ERROR,
+    HANDLER,
+    NEED_HANDLER,
+    PRINTED,
+    REPLY,
+    RUN,
+    WELCOME,
+)
 from kit.daemon.remote_request import RemoteRequest
 from kit.daemon.wire import Malformed
 from kit.engine import system
@@ -140,6 +152,8 @@ class Session:
                 request.future.cancel()
         elif frame.kind == CALL:
             self._call(frame.number, frame.decoder)
+        elif frame.kind == ASK_DIRECT:
+            self.served.line.ask(self)
         else:
             raise Malformed(f"an unexpected frame of kind {frame.kind}")
 
@@ -147,9 +161,12 @@ class Session:
         options, examples = decoder.value(), decoder.value()
         if len(self.waiting) >= MOST_WAITING or number in self.waiting or type(examples) not in (list, Rows):
             raise Malformed("not a request")
+        self.served.line.asks(self)
         request = RemoteRequest.make(options, examples, self)
+        if request.deaths:
+            self.served.line.broke(self)
         self.served.used_at = time.monotonic()
-        self._count(request.count)
+        self.count(request.count)
         self.waiting[number] = request
         request.future.add_done_callback(lambda future: self._answer(number, request, future))
         try:
@@ -180,7 +197,8 @@ class Session:
         except LinkClosed:
             return
 
-    def _count(self, examples: int) -> None:
+    def count(self, examples: int) -> None:
+        """Note a request."""
         self.requests += 1
         self.examples += examples
         second = int(time.monotonic())
@@ -204,6 +222,7 @@ class Session:
         name, arguments = decoder.value(), decoder.value()
         if type(name) is not str or type(arguments) is not dict or name not in calls.CALLS:
             raise Malformed("not a call")
+        self.served.line.count()
         if name in calls.SLOW:
             threading.Thread(target=self._reply, args=(number, name, arguments), name="kit-call", daemon=True).start()
         else:
@@ -240,5 +259,6 @@ class Session:
         for request in list(self.waiting.values()):
             request.future.cancel()
         self.waiting.clear()
+        self.served.line.leaves(self)
         self.served.turns.leaves(self)
         self.link.close()

@@ -78,6 +78,19 @@ class Turns:
         kernel.asks(request.count * turn.each_bytes, now)
         return turn
 
+    def heard(self, who: Any, sizes_bytes: list[float]) -> None:
+        """A kernel has asked a worker directly, which is as good as asking here."""
+        now = time.monotonic()
+        kernel = self._kernels.setdefault(who, _Kernel(who, now))
+        for size in sizes_bytes[-USUAL:]:
+            kernel.asks(size, now)
+        kernel.takes(sum(sizes_bytes), now)
+
+    def alone(self, who: Any) -> bool:
+        """True when no other kernel asks or is expected to."""
+        now = time.monotonic()
+        return not any(kernel.about(now) for kernel in list(self._kernels.values()) if kernel.who is not who)
+
     def leaves(self, who: Any) -> None:
         """A kernel is gone."""
         self._kernels.pop(who, None)

@@ -55,6 +55,11 @@ class Answers:
             example, result = request.shown(indices[-1])
             self.latest = {**self._made, "example": example, "result": result}
 
+    def show(self, lane: Lane, example: Any, result: Any, seconds: float) -> None:
+        """Note the latest of the answers that a thread gave directly."""
+        made = {"pid": lane.process.pid, "mode": lane.mode, "seconds": seconds}
+        self.latest = {**made, "example": example, "result": result}
+
     def fail(self, chunk: Chunk, trouble: Trouble) -> list[Chunk]:
         """Fail a chunk; of one with several requests, or examples that may fail alone, the pieces to try instead."""
         if len(chunk.parts) > 1:

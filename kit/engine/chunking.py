@@ -81,6 +81,11 @@ class Backlog:
         return self._cost_s
 
     @property
+    def waits_for_company(self) -> bool:
+        """True when requests wait for others to share a batch with."""
+        return bool(self._wait_s)
+
+    @property
     def waiting(self) -> bool:
         """True when something may be there to be given out."""
         return bool(self.again or self.requests)
@@ -170,7 +175,7 @@ class Backlog:
         else:
             self.requests.rotate(-1)
         self._merge(parts)
-        return Chunk(parts)
+        return Chunk(parts, deaths=max(part.request.deaths for part in parts))
 
     def _first(self, reserve: bool) -> Request | None:
         """The request whose turn it is."""
@@ -252,11 +257,16 @@ def free_lane(lanes: Iterable[Lane], depth: int, now: float) -> Lane | None:
     best = None
     for lane in lanes:
         load = len(lane.in_flight)
-        if load < depth and lane.usable(now) and (best is None or load < len(best.in_flight)):
+        if load < depth and lane.usable(now) and (best is None or _busier(best, lane)):
             best = lane
-            if load == 0:
+            if load == 0 and not lane.doors:
                 break
     return best
+
+
+def _busier(one: Lane, other: Lane) -> bool:
+    """True when `other` has less to do; who asks a thread directly counts as a chunk."""
+    return len(one.in_flight) + one.doors > len(other.in_flight) + other.doors
 
 
 def _alike(one: Request, other: Request) -> bool:

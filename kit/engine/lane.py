@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +26,7 @@ class Lane:
     Attributes:
         hosts: indices of the model hosts that the thread can reach; None when it computes itself.
         avoid_until: monotonic seconds before which no chunk is given, after a host was lost.
+        doors: 1 while a caller asks the thread directly, too, or it computes what such a one has left; 0 otherwise.
     """
 
     def __init__(self, process: Process, channel: Channel, slot: int, topology: Topology, *, remote: bool) -> None:
@@ -35,6 +37,7 @@ class Lane:
         self.mode = topology.settings.mode
         self.hosts: set[int] | None = set() if remote else None
         self.avoid_until = 0.0
+        self.doors = 0
         self.in_flight: deque[Chunk] = deque()
         self._args: Any = None
         self._about: Any = None
@@ -101,6 +104,23 @@ class Lane:
         except ChannelClosed as error:
             raise errors.WorkerDied(f"worker (pid {self.process.pid}) is gone.") from error
 
+    def open_door(self, door: str, about: dict[str, Any], fds: tuple[int, ...]) -> None:
+        """Have the thread also take requests that come over a descriptor of `fds`, through the class named `door`.
+
+        Raises:
+            WorkerDied: the process is gone.
+        """
+        try:
+            self.channel.send(protocol.OPEN_DOOR, (door, about), fds=fds)
+        except ChannelClosed as error:
+            raise errors.WorkerDied(f"worker (pid {self.process.pid}) is gone.") from error
+        self.doors += 1
+
+    def shut_door(self) -> None:
+        """Have it take requests of the lane only, again."""
+        with contextlib.suppress(ChannelClosed):
+            self.channel.send(protocol.SHUT_DOOR)
+
     def read(self, dispatcher: Dispatcher, on_closed: Callable[[Lane], None]) -> None:
         """Take one message from the thread to the dispatcher."""
         try:
@@ -117,6 +137,10 @@ class Lane:
             dispatcher.answered(self, message, value)
         elif kind == protocol.META:
             self._model_ids = value
+        elif kind == protocol.LATEST:
+            dispatcher.answers.show(self, *value)
+        elif kind == protocol.DOOR_SHUT:
+            self.doors -= 1
         elif kind == protocol.FAILED:
             dispatcher.failed(self, message)
         elif kind == protocol.LOST:

@@ -65,9 +65,11 @@ class Request:
 
     Attributes:
         turn: says how it takes turns with others; None for one after the other.
+        deaths: how many processes have died over it before it came here.
     """
 
     turn: Turn | None = None
+    deaths = 0
 
     def __init__(
         self,
@@ -272,7 +274,7 @@ class Chunk:
         """The examples, as a list or Rows."""
         if len(self.parts) == 1:
             part = self.parts[0]
-            return _as_list(pick(part.request.sent, part.indices))
+            return as_list(pick(part.request.sent, part.indices))
         examples: list[Any] = []
         for part in self.parts:
             examples += pick(part.request.sent, part.indices)
@@ -288,5 +290,6 @@ class Chunk:
         return [Chunk([part], deaths=self.deaths, attempts=self.attempts) for part in self.parts]
 
 
-def _as_list(examples: Any) -> Any:
+def as_list(examples: Any) -> Any:
+    """A list or Rows of any sequence."""
     return examples if type(examples) in (list, Rows) else list(examples)

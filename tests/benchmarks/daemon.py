@@ -53,7 +53,7 @@ def figures() -> list[Figure]:
             deployment.predict(["warm"])
             found = [_connect(), _memory(), _throughput(), _real_round_trip(handler, deployment), _fairness(deployment)]
             deployment.stop()
-        found.append(_bare_round_trip())
+        found += _bare_round_trips()
     return found
 
 
@@ -182,21 +182,31 @@ def _real_round_trip(handler: Any, deployment: Any) -> Figure:
     return _round_trip_figure("round trip through the daemon, MiniLM, one text, p50 / p99, vs an own one", times, True)
 
 
-def _bare_round_trip() -> Figure:
+def _bare_round_trips() -> list[Figure]:
+    """Of a kernel that is alone, which asks a worker directly, and of one beside another, which doesn't."""
     import numpy as np
 
     rows = np.random.default_rng(0).random((64, 384), dtype=np.float32)
     named = kit.deploy(models.IdentityBlock(), name="bare", mode="default", processes=1)
     with named, kit.deploy(models.IdentityBlock(), mode="default", processes=1) as own:
         rounds, calls = (5, 100) if harness.quick else (20, 200)
-        times = _round_trips(named, own, rows, rounds, calls)
+        alone = _round_trips(named, own, rows, rounds, calls)
+        with Kernel() as kernel:
+            kernel.run("import kit; d = kit.connect('bare')")
+            kernel.send("import time\nwhile True: d.predict([1.0]); time.sleep(0.2)")
+            while len(named.clients()) < 2 or not named.clients()["requests"].min():
+                time.sleep(0.01)
+            beside = _round_trips(named, own, rows, rounds, calls)
         named.stop()
-    return _round_trip_figure(
-        "  the same with a model that does nothing, 64×384 float32",
-        times,
-        False,
-        "one more process on the way: what it adds is the difference of the two",
-    )
+    return [
+        _round_trip_figure("  the same with a model that does nothing, 64×384 float32", alone, True),
+        _round_trip_figure(
+            "  the same beside another kernel, which asks five times a second",
+            beside,
+            False,
+            "it takes turns then: one more process on the way, whose cost is the difference of the two",
+        ),
+    ]
 
 
 def _fairness(deployment: Any) -> Figure:

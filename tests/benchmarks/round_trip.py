@@ -78,8 +78,8 @@ def _each(call: Callable[[], Any], count: int) -> list[float]:
 def client_of_host(deployment: kit.Deployment) -> Iterator[Any]:
     """Make this process a worker thread of the deployment's first model host; gives what computes a batch."""
     from kit.engine.ends import channel_pair
+    from kit.engine.host_pool import HostPool
     from kit.engine.protocol import ADD_LANE
-    from kit.engine.worker import HostPool
 
     engine = deployment._engine
     host = next(process for process in engine.topology.processes if process.role == "host")
