@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from kit import errors
+from kit.cores import in_free_cores
 from kit.engine.keyed_models import KeyedModels, OneModel
 from kit.engine.keyed_runner import KeyedRunner
 from kit.engine.local_model import LocalModel
@@ -119,7 +120,7 @@ class LocalServing:
         """`run` for a handler of models by key: all examples are looked at together, and answered model by model."""
         request.take(request.untaken)
         limited = request.batch_timeout_s is not None
-        with self._keyed_runner(handler) as runner:
+        with self._keyed_runner(handler) as runner, in_free_cores():
             parts = runner.parts(
                 request.examples,
                 request.inference_args,
@@ -157,7 +158,7 @@ class LocalServing:
 
     def _compute(self, runner: Runner, examples: Any, request: Request) -> Outcome:
         def compute() -> Outcome:
-            with self._turn:
+            with self._turn, in_free_cores():
                 return runner.run(examples, request.inference_args, isolate=request.isolate)
 
         return _within(request.batch_timeout_s, compute, len(examples))
