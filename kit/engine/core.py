@@ -24,14 +24,15 @@ from kit.engine import deadlines
 from kit.engine.asking import estimate_of, preload_of
 from kit.engine.board import Board
 from kit.engine.dispatcher import Dispatcher
+from kit.engine.first_batch import wait_for_proof
 from kit.engine.lane import Lane
 from kit.engine.logs import Logs
 from kit.engine.model_places import ModelPlaces
 from kit.engine.packing import pack
-from kit.engine.processes import ForkServer, Process
+from kit.engine.process import Process
+from kit.engine.processes import ForkServer
 from kit.engine.quarantine import Quarantine
 from kit.engine.reactor import Reactor
-from kit.engine.requests import Request
 from kit.engine.topology import Topology
 from kit.history import History
 from kit.settings import Settings
@@ -69,7 +70,6 @@ class Engine:
         self.switch_lock = threading.Lock()
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._close_lock = threading.Lock()
-        self._unverified: threading.Thread | None = None
         self.forkserver = (forkserver or ForkServer(preload_of(handler))).retain()
         running.add(self)
         self._tick()
@@ -108,34 +108,8 @@ class Engine:
         self.settings = topology.settings
         if self.places is not None:
             self.places.publish(topology, self.handler)
-        if topology.weights is not None and topology.weights.loader is not None:
-            # Nothing was there to verify with: the first batch is, before it is answered.
-            self.dispatcher.on_first = self._verify_first
-            self.dispatcher.paused = True
-        else:
-            self.dispatcher.on_first = None
-            self.dispatcher.paused = False
+        wait_for_proof(self)
         self.dispatcher.publish(topology.lanes)
-
-    def _verify_first(self, request: Request) -> None:
-        """Called once by the dispatcher, with the first request, while it is paused."""
-        self.dispatcher.on_first = None
-        self._unverified = threading.Thread(target=self._verify, args=(request,), name="kit-verify", daemon=True)
-        self._unverified.start()
-
-    def _verify(self, request: Request) -> None:
-        topology = self.topology
-        assert topology.weights is not None
-        batch = list(request.examples[: self.dispatcher.batch_size or 8])
-        verdict, words = topology.weights.verify(batch, request.inference_args)
-        if verdict == "differs":
-            self.give_up(errors.SharedModeUnavailable(topology.weights.cannot_share(words)))
-            return
-        if verdict == "failed":
-            # Nothing to compare yet; requests are answered meanwhile, and the next one decides.
-            self.dispatcher.on_first = self._verify_first
-        self.dispatcher.paused = False
-        self.dispatcher.pump()
 
     # ---- switching ---------------------------------------------------------------------------
 

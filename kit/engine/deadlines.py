@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kit import errors
 from kit.engine import board as fields
 from kit.engine.lane import Lane
-from kit.engine.processes import Process
+from kit.engine.process import Process
 from kit.engine.requests import Chunk
 from kit.engine.trouble import Trouble
 from kit.shorten import counted

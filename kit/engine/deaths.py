@@ -9,7 +9,7 @@ from kit import errors
 from kit.engine import board as fields
 from kit.engine import system
 from kit.engine.lane import Lane
-from kit.engine.processes import Process
+from kit.engine.process import Process
 
 if TYPE_CHECKING:
     from kit.engine.topology import Topology

@@ -14,7 +14,7 @@ from kit.mapped_files import File
 
 if TYPE_CHECKING:
     from kit.engine.lane import Lane
-    from kit.engine.processes import Process
+    from kit.engine.process import Process
     from kit.engine.topology import Topology
 
 

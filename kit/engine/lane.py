@@ -15,7 +15,7 @@ from kit.engine.transport import Channel, ChannelClosed
 
 if TYPE_CHECKING:
     from kit.engine.dispatcher import Dispatcher
-    from kit.engine.processes import Process
+    from kit.engine.process import Process
     from kit.engine.requests import Chunk
     from kit.engine.topology import Topology
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from kit.engine.processes import Process
+    from kit.engine.process import Process
     from kit.engine.reactor import Reactor
 
 KEPT_LINES = 5000

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.engine.homes import Place, Resident, choose_home
-from kit.engine.processes import STOP_TIMEOUT_S
+from kit.engine.process import STOP_TIMEOUT_S
 from kit.engine.protocol import LOAD_MODEL, SIZE_MODEL, UNLOAD_MODEL
 from kit.engine.segments import Segments
 from kit.engine.trouble import Trouble
@@ -19,7 +19,7 @@ from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
     from kit.engine.model_places import ModelPlaces
-    from kit.engine.processes import Process
+    from kit.engine.process import Process
 
 #: A load whose process dies is tried in another one, this many times in all.
 TRIES = 3

@@ -32,7 +32,7 @@ from kit.sizes import format_bytes
 if TYPE_CHECKING:
     from kit.engine.core import Engine
     from kit.engine.keyed_backlog import KeyedBacklog, ModelQueue
-    from kit.engine.processes import Process
+    from kit.engine.process import Process
     from kit.engine.topology import Topology
     from kit.settings import Settings
 

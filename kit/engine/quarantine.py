@@ -23,7 +23,7 @@ from kit.shorten import shorten
 
 if TYPE_CHECKING:
     from kit.engine.core import Engine
-    from kit.engine.processes import Process
+    from kit.engine.process import Process
 
 IDLE_S = 2.0
 

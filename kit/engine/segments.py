@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.engine.homes import Place, Resident
-from kit.engine.processes import STOP_TIMEOUT_S
+from kit.engine.process import STOP_TIMEOUT_S
 from kit.engine.protocol import ATTACH_MODEL
 from kit.engine.trouble import Trouble
 from kit.mapped_files import file_of
@@ -18,7 +18,7 @@ from kit.mapped_files import file_of
 if TYPE_CHECKING:
     from kit.engine.keyed_requests import Specs
     from kit.engine.model_loads import ModelLoads
-    from kit.engine.processes import Process
+    from kit.engine.process import Process
 
 
 class Segments:

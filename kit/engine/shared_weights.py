@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.engine import protocol
-from kit.engine.processes import STOP_TIMEOUT_S, Process
+from kit.engine.process import STOP_TIMEOUT_S, Process
 
 if TYPE_CHECKING:
     from kit.engine.topology import Topology

@@ -17,12 +17,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
-from kit.engine import protocol
+from kit.engine import partners, protocol
 from kit.engine.deaths import Deaths
 from kit.engine.ends import channel_pair
 from kit.engine.lane import Lane
 from kit.engine.memory_roles import mapped_files
-from kit.engine.processes import STOP_TIMEOUT_S, Process
+from kit.engine.process import STOP_TIMEOUT_S, Process
 from kit.engine.shared_weights import SharedWeights
 from kit.engine.transport import ChannelClosed
 
@@ -90,7 +90,7 @@ class Topology:
                 self.check_measured()
             for host in self.of_role("host"):
                 for worker in self.of_role("worker"):
-                    self._connect(worker, host)
+                    partners.connect(worker, host)
             self._raise_if_stopped()
         except BaseException:
             self.stop(gently=False)
@@ -231,12 +231,8 @@ class Topology:
 
     def introduce(self, process: Process) -> None:
         """Connect a worker or host that was started later with its partners that are ready, and its models."""
-        partners = self.of_role("host" if process.role == "worker" else "worker") if self.settings.remote else []
-        for partner in partners:
-            if partner.loaded.done() and not partner.loaded.exception():
-                pair = (process, partner) if process.role == "worker" else (partner, process)
-                with contextlib.suppress(errors.WorkerDied):
-                    self._connect(*pair)
+        if self.settings.remote:
+            partners.introduce(process, self.of_role("host" if process.role == "worker" else "worker"))
         if self.engine.places is not None:
             self.engine.places.introduce(process)
 
@@ -251,24 +247,6 @@ class Topology:
         with self._lock:
             if lane in self.lanes:
                 self.lanes.remove(lane)
-
-    def _connect(self, worker: Process, host: Process) -> None:
-        """Give each thread of a worker a lane to a host, and wait until both have it."""
-        pairs = [channel_pair() for _ in worker.lanes]
-        try:
-            to_host = host.ask(protocol.ADD_LANE, worker.lane_slots, tuple(fd for _, end in pairs for fd in end))
-            to_worker = worker.ask(
-                protocol.ADD_HOST, (host.index, host.pid), tuple(fd for end, _ in pairs for fd in end)
-            )
-        finally:
-            for pair in pairs:
-                for end in pair:
-                    end.close()
-        to_host.result()
-        to_worker.result()
-        for lane in worker.lanes:
-            assert lane.hosts is not None
-            lane.hosts.add(host.index)
 
     def progress(self) -> tuple[int, int]:
         """Workers and hosts that have their model, and how many there will be."""

@@ -18,7 +18,7 @@ from kit.memory import MemorySampler, Sample, format_bytes, segment_memory
 
 if TYPE_CHECKING:
     from kit.engine.core import Engine
-    from kit.engine.processes import Process
+    from kit.engine.process import Process
 
 INTERVAL_S = 1.0
 #: Busy shares and rates are over this time, seconds.
