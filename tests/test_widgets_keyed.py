@@ -340,6 +340,10 @@ def test_the_slider_follows_what_is_served_and_reports_what_a_user_moves(snapsho
     assert "182 of 190 MB loaded" in view.words.value
     view.slider.value = 300
     assert moved == [300_000_000]
+    view.draw(keyed(snapshot, FOUR, budget="234.56MB"), ModelLog(60))
+    view.slider.value = float(f"{view.slider.value:{view.slider.readout_format}}")  # left as it is written beside it
+    assert view.slider.value == 234.56
+    assert moved == [300_000_000]
 
 
 def test_while_a_switch_is_under_way_the_latest_budget_waits():
@@ -413,6 +417,21 @@ def test_the_panel_shows_the_models_of_a_deployment(six_models, panel):
     states = {span.state for row in six_models.models().to_dict("records") for span in panel._redraw._models.spans(row)}
     assert {"resident", "evicted"} <= states
     assert Image.open(io.BytesIO(panel.png())).height > 540 + 6 * 17
+
+
+@pytest.mark.parametrize(("own", "given"), [(None, None), ("3.2MB", None), (None, 2_345_678), ("3.2MB", "1.5MB")])
+def test_opening_panels_leaves_the_budget_alone(own, given):
+    mappings = [kit.KeyModelMapping([key], Weighing(key)) for key in range(1, 7)]
+    with kit.deploy(kit.KeyedModelHandler(mappings, memory_budget=own), processes=2, memory_budget=given) as served:
+        before = served.settings, served._engine.places.manager.budget
+        panels = [ServingPanel(served, PAIRS) for _ in range(2)]
+        served.predict(PAIRS)
+        for panel in panels:
+            until(lambda panel=panel: held(panel), "models, whose sizes are known now")
+            panel.refresh().result(10)
+        assert (served.settings, served._engine.places.manager.budget) == before
+        assert [event.text for event in served.snapshot().events if event.kind in ("resize", "switch")] == []
+        assert all(not panel._redraw.wanted(served) for panel in panels)
 
 
 def test_the_slider_moves_the_budget_of_what_is_served(six_models, panel):

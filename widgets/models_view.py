@@ -63,8 +63,21 @@ class ModelsView:
         return self._plot is not None
 
     def _changed(self, change: Any) -> None:
-        if not self._showing:
+        if self._showing:
+            return
+        old, new = (f"{change[name]:{self.slider.readout_format}}" for name in ("old", "new"))
+        if old == new:
+            # Enter in the number beside the slider sends it as it is written there, rounded: nothing was moved.
+            self._set(change["old"])
+        else:
             self._moved(max(1, round(change["new"] * MB)))
+
+    def _set(self, value: float) -> None:
+        self._showing = True
+        try:
+            self.slider.value = value
+        finally:
+            self._showing = False
 
     def draw(self, snapshot: Snapshot, log: ModelLog) -> None:
         """Bring all of it up to date; hidden while there are no models by key."""
