@@ -5,26 +5,31 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import keyword
 import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.error import TryNext, UsageError
+from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 import kit
-from kit import errors
-from kit.magics_args import HelpShown, options_of, parsers, settings_of, split_expression
+from kit import errors, magics_complete
+from kit.magics_args import HelpShown, parsers, settings_of, split_expression
 from kit.settings import MODES
+from kit.shorten import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from kit.deployment import Deployment
 
-#: Errors of what was typed, told in one line; others show where they come from.
-_TYPED = (errors.InvalidSetting, errors.NameTaken, errors.UnknownDeployment, errors.BudgetExceeded)
+#: Errors of what was typed, and of a daemon that isn't there, told in one line; others show where they come from.
+_TYPED = (
+    *(errors.InvalidSetting, errors.UnsupportedInput, errors.NameTaken, errors.UnknownDeployment),
+    *(errors.BudgetExceeded, errors.DaemonUnavailable, errors.DaemonMismatch, errors.DeploymentLost),
+)
 
 
 def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,7 +71,7 @@ class KitMagics(Magics):
         wanted = self._parse("serve", options)
         if not expression:
             raise UsageError("%serve: give an expression of a model handler, such as %serve handler --name minilm")
-        handler = self.shell.ev(expression)
+        handler = self._value_of("%serve", expression)
         settings = {"mode": wanted.mode, **settings_of(wanted)}
         if wanted.name is None:
             deployment = self._serve_here(expression, handler, settings, wanted)
@@ -185,13 +190,13 @@ class KitMagics(Magics):
     def infer(self, line: str, cell: str = "") -> pd.DataFrame | None:
         """Predictions for the examples that the body gives: %%infer [NAME] [--lines] [--into VAR]"""
         wanted = self._parse("infer", line)
-        if wanted.into is not None and not wanted.into.isidentifier():
+        if wanted.into is not None and (not wanted.into.isidentifier() or keyword.iskeyword(wanted.into)):
             raise UsageError(f"%%infer: --into {wanted.into!r} is no name of a variable")
         deployment = self._find(wanted.name)
         if wanted.lines:
             examples: Any = [text for text in cell.splitlines() if text.strip()]
         elif cell.strip():
-            examples = self.shell.ev(f"(\n{cell}\n)")
+            examples = self._value_of("%%infer", cell.strip())
         else:
             raise UsageError("%%infer: the cell's body is empty; give an expression of examples, or lines with --lines")
         found = examples | kit.RunInference(deployment)
@@ -201,6 +206,23 @@ class KitMagics(Magics):
             return frame
         self.shell.user_ns[wanted.into] = frame
         return None
+
+    def _value_of(self, magic: str, expression: str) -> Any:
+        """The value of an expression of the notebook's.
+
+        Raises:
+            UsageError: it isn't one, or a name in it isn't defined.
+        """
+        try:
+            code = compile(f"(\n{expression}\n)", f"<{magic}>", "eval")
+        except SyntaxError as error:
+            raise UsageError(f"{magic}: {shorten(expression)} isn't a Python expression: {error.msg}") from error
+        try:
+            return self.shell.ev(code)
+        except NameError as error:
+            if error.name is None or error.name not in code.co_names:
+                raise  # of a function that the expression calls
+            raise UsageError(f"{magic}: {error}") from error
 
     # ---- which deployment ----------------------------------------------------------------------
 
@@ -216,7 +238,11 @@ class KitMagics(Magics):
                 open_ones = sorted(name for name, known in self._connected.items() if not known.closed)
                 if open_ones:
                     raise UsageError(f"the latest deployment has ended; say which: {', '.join(open_ones)}")
-                raise UsageError("nothing is served from here yet: %serve HANDLER_EXPR --name NAME, or give a name")
+                others = ", ".join(magics_complete.names())
+                raise UsageError(
+                    "nothing is served from here yet: %serve HANDLER_EXPR --name NAME, or give a name"
+                    + (f"; others serve {others}" if others else "")
+                )
             return self._latest
         known: Deployment | None = self._connected.get(name)
         if known is None or known.closed:
@@ -226,49 +252,9 @@ class KitMagics(Magics):
         self._latest = known
         return known
 
-    # ---- completion ----------------------------------------------------------------------------
-
-    def complete(self, magic: str, event: Any) -> list[str]:
-        """Names, modes and options that may stand where the cursor is."""
-        words = event.line.split()[1:]
-        here = event.symbol
-        before = words[:-1] if here and words else words
-        if before and before[-1] == "--mode":
-            return list(MODES)
-        if here.startswith("-"):
-            return list(options_of(self.parsers[magic]))
-        if magic == "serve":
-            if before and before[-1] == "--name":
-                return self._names()
-            return self._expressions(here)
-        positional = [word for word in before if not word.startswith("-")]
-        if magic == "switch" and not positional:
-            return list(MODES)
-        return self._names()
-
-    def _expressions(self, here: str) -> list[str]:
-        """Variables that begin so: on the line of a magic IPython itself completes attributes only."""
-        found: list[str] = self.shell.Completer.global_matches(here) if here else []
-        if not found or "." in here:
-            raise TryNext
-        return found
-
-    def _names(self) -> list[str]:
-        from kit.daemon import client
-
-        try:
-            return client.names()
-        except errors.KitError:
-            return []  # completing never fails
-
 
 def load_ipython_extension(shell: Any) -> None:
     """Register the magics and their completion."""
     magics = KitMagics(shell)
     shell.register_magics(magics)
-    for magic in magics.parsers:
-
-        def complete(_: Any, event: Any, magic: str = magic) -> list[str]:
-            return magics.complete(magic, event)
-
-        shell.set_hook("complete_command", complete, str_key=f"%%{magic}" if magic == "infer" else f"%{magic}")
+    magics_complete.install(shell, magics.parsers)

@@ -11,12 +11,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from IPython.core.completer import provisionalcompleter
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import kit
 from kit.daemon import client
 from kit.magics_args import options_of, parsers, split_expression
+from kit.settings import MODES
 
 CELL = """
 import kit
@@ -197,10 +199,34 @@ def test_errors_of_the_cell_itself_are_told(shell: InteractiveShell) -> None:
             cell()
     with pytest.raises(UsageError, match="no name of a variable"):
         shell.run_cell_magic("infer", "--into 3x", "[1]")
-    with pytest.raises(NameError, match="nobody"):
-        shell.run_cell_magic("infer", "", "nobody")
-    with pytest.raises(NameError, match="Tmes"):
-        line(shell, "%serve Tmes({})")
+    with pytest.raises(UsageError, match="no name of a variable"):
+        shell.run_cell_magic("infer", "--into class", "[1]")
+    for cell, words in (
+        (lambda: shell.run_cell_magic("infer", "", "nobody"), "%%infer: name 'nobody' is not defined"),
+        (lambda: shell.run_cell_magic("infer", "", "[1,"), "%%infer: [1, isn't a Python expression: "),
+        (
+            lambda: shell.run_cell_magic("infer", "", "'text'"),
+            "'text' is one string, not a list of them",
+        ),
+        (lambda: line(shell, "%serve Tmes({})"), "%serve: name 'Tmes' is not defined"),
+        (lambda: line(shell, "%serve Times extra --name x"), "%serve: Times extra isn't a Python expression: "),
+    ):
+        with pytest.raises(UsageError) as told:
+            cell()
+        assert words in str(told.value)
+        assert "\n" not in str(told.value)
+    shell.run_cell("def wrong(): return undefined_there")
+    with pytest.raises(NameError, match="undefined_there"):  # where it comes from matters
+        line(shell, "%serve wrong()")
+
+
+def test_another_notebooks_deployment_is_named_where_none_is_meant(shell: InteractiveShell) -> None:
+    with pytest.raises(UsageError, match=r"or give a name$"):
+        line(shell, "%stats")
+    with kit.deploy(kit.ModelHandler.from_callable(lambda: 2, lambda batch, by: list(batch)), name="else", processes=1):
+        with pytest.raises(UsageError, match=r"others serve else$"):
+            line(shell, "%stats")
+        assert len(line(shell, "%stats else"))
 
 
 def test_models_by_key_of_a_named_deployment_are_listed(
@@ -235,6 +261,20 @@ def test_names_modes_and_options_are_completed(shell: InteractiveShell) -> None:
     assert "Times" in complete("%serve Tim")
     assert "--keep-alive" in complete("%serve x --k")
     assert "--into" in complete("%%infer --i")
+
+
+def test_completion_shows_what_fits_and_no_more(shell: InteractiveShell) -> None:
+    shell.run_line_magic("reload_ext", "kit")  # once more is no second list
+
+    def complete(text: str) -> list[str]:
+        with provisionalcompleter():
+            return [found.text for found in shell.Completer.completions(text, len(text))]
+
+    assert complete("%switch ") == list(MODES)
+    assert complete("%serve Times({}) --mode ") == list(MODES)
+    assert complete("%serve Times({}) --") == list(options_of(parsers()["serve"]))
+    assert "upper" in complete("text = 'a'\ntext.upp")  # elsewhere it is IPython's
+    assert "--into" not in complete("%%infer a\n--")
 
 
 def test_once_the_latest_has_ended_it_is_asked_which_one_is_meant(shell: InteractiveShell) -> None:

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("ps", help="list the deployments").set_defaults(run=_ps)
     top = commands.add_parser("top", help="rates and memory, once a second until interrupted")
-    top.add_argument("-n", type=int, metavar="TIMES", help="print the table so many times and end")
+    top.add_argument("-n", type=_count, metavar="TIMES", help="print the table so many times and end")
     top.set_defaults(run=_top)
     stop = commands.add_parser("stop", help="end deployments; kernels that use them get an error")
     stop.add_argument("names", nargs="*", metavar="NAME")
@@ -42,9 +42,15 @@ def _parser() -> argparse.ArgumentParser:
     stop.set_defaults(run=_stop)
     logs = commands.add_parser("logs", help="what the serving processes printed")
     logs.add_argument("name", metavar="NAME")
-    logs.add_argument("-n", type=int, metavar="LINES", help="the last lines only")
+    logs.add_argument("-n", type=_count, metavar="LINES", help="the last lines only")
     logs.set_defaults(run=_logs)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
 
 
 def _ps(wanted: argparse.Namespace) -> None:

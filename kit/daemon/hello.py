@@ -111,7 +111,7 @@ def check_versions(said: dict[str, Any], whose: str) -> None:
 
 def unknown(name: str, names: str) -> errors.UnknownDeployment:
     """The error for a name that nobody has served."""
-    there_are = f"there are {names}" if names else "there is none"
+    there_are = f"there {'are' if ',' in names else 'is'} {names or 'none'}"
     return errors.UnknownDeployment(
         f"no deployment is named {name!r}; {there_are}. Serve one with %serve HANDLER --name {name}, or "
         f"kit.deploy(handler, name={name!r})."
