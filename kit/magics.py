@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 #: Errors of what was typed, and of a daemon that isn't there, told in one line; others show where they come from.
 _TYPED = (
-    *(errors.InvalidSetting, errors.UnsupportedInput, errors.NameTaken, errors.UnknownDeployment),
+    *(errors.InvalidSetting, errors.UnsupportedInput, errors.UnsupportedType, errors.UnknownKey),
+    *(errors.NameTaken, errors.UnknownDeployment),
     *(errors.BudgetExceeded, errors.DaemonUnavailable, errors.DaemonMismatch, errors.DeploymentLost),
 )
 
@@ -195,7 +196,7 @@ class KitMagics(Magics):
         deployment = self._find(wanted.name)
         if wanted.lines:
             examples: Any = [text for text in cell.splitlines() if text.strip()]
-        elif cell.strip():
+        elif any(text.strip() and not text.lstrip().startswith("#") for text in cell.splitlines()):
             examples = self._value_of("%%infer", cell.strip())
         else:
             raise UsageError("%%infer: the cell's body is empty; give an expression of examples, or lines with --lines")
@@ -246,11 +247,25 @@ class KitMagics(Magics):
             return self._latest
         known: Deployment | None = self._connected.get(name)
         if known is None or known.closed:
-            known = self.shell.user_ns[name] if self._is_variable(name) else kit.connect(name)
+            known = self.shell.user_ns[name] if self._is_variable(name) else self._connect(name, known)
             if hasattr(known, "attached"):
                 self._connected[name] = known
         self._latest = known
         return known
+
+    def _connect(self, name: str, former: Any) -> Deployment:
+        """Connect; where nobody serves that name any more, tell what ended the `former` one that this kernel had."""
+        try:
+            return kit.connect(name)
+        except errors.UnknownDeployment:
+            if former is not None:
+                try:
+                    former.raise_if_closed()
+                except errors.DeploymentLost:
+                    raise
+                except errors.DeploymentClosed:
+                    pass  # this kernel had let go of it before it ended
+            raise
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from kit.engine.requests import Failure
+from kit.handler import PredictionResult
 from kit.shorten import shorten
 
 if TYPE_CHECKING:
@@ -61,13 +62,13 @@ class Predictions(Sequence[Any]):
     def to_frame(self) -> pd.DataFrame:
         """A DataFrame with a row an example.
 
-        Columns: "example", "inference", "model_id" for PredictionResults; "result" for post-processed values;
-        "error" (text, None where none) when there are failures.
+        Columns: "example", "inference", "model_id" for PredictionResults, and before them "key" for those of models by
+        key; "result" for post-processed values; "error" (text, None where none) when there are failures.
         """
         import pandas as pd
 
         rows = [_row(result) for result in self._results]
-        order = ("example", "inference", "model_id", "result", "error")
+        order = ("key", "example", "inference", "model_id", "result", "error")
         present = {name for row in rows for name in row} or {"example", "inference", "model_id"}
         columns = [name for name in order if name in present]
         return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns})
@@ -98,4 +99,6 @@ def _row(result: Any) -> dict[str, Any]:
         return {"example": result.example, "error": str(result.error.args[0])}
     if hasattr(result, "inference") and hasattr(result, "example"):
         return {"example": result.example, "inference": result.inference, "model_id": result.model_id}
+    if type(result) is tuple and len(result) == 2 and isinstance(result[1], PredictionResult):
+        return {"key": result[0], **_row(result[1])}
     return {"result": result}

@@ -19,6 +19,7 @@ import kit
 from kit.daemon import client
 from kit.magics_args import options_of, parsers, split_expression
 from kit.settings import MODES
+from tests.daemon_kernels import wait_for
 
 CELL = """
 import kit
@@ -218,6 +219,29 @@ def test_errors_of_the_cell_itself_are_told(shell: InteractiveShell) -> None:
     shell.run_cell("def wrong(): return undefined_there")
     with pytest.raises(NameError, match="undefined_there"):  # where it comes from matters
         line(shell, "%serve wrong()")
+
+
+def test_a_comment_is_no_example_and_keys_have_a_column(shell: InteractiveShell) -> None:
+    mappings = "kit.KeyModelMapping([k], Times({'a': k})) for k in (2, 3)"
+    line(shell, f"%serve kit.KeyedModelHandler([{mappings}]) --name keyed --processes 1")
+    with pytest.raises(UsageError, match="empty"):
+        shell.run_cell_magic("infer", "keyed", "# nothing yet\n\n")
+    found = shell.run_cell_magic("infer", "keyed", "# two\n[(3, 5),\n (2, 5)]  # of each")
+    assert found[["key", "example", "inference"]].to_numpy().tolist() == [[3, 5, 15], [2, 5, 10]]
+    with pytest.raises(UsageError, match="no model for the key 4"):
+        shell.run_cell_magic("infer", "keyed", "[(4, 5)]")
+
+
+def test_what_ended_a_deployment_is_told(shell: InteractiveShell) -> None:
+    deployment = line(shell, "%serve Times({'a': 3}) --name short --processes 1 --keep-alive 1s")
+    wait_for(lambda: deployment.closed, "it has ended")
+    with pytest.raises(UsageError, match=r"no request for keep_alive=1 s and has ended"):
+        line(shell, "%stats short")
+    deployment = line(shell, "%serve Times({'a': 3}) --name short --processes 1")
+    deployment.close()
+    client.stop("short")
+    with pytest.raises(UsageError, match="no deployment is named 'short'"):  # this kernel had let go of it before
+        line(shell, "%stats short")
 
 
 def test_another_notebooks_deployment_is_named_where_none_is_meant(shell: InteractiveShell) -> None:

@@ -93,6 +93,8 @@ def _figures(name: str) -> dict[str, Any]:
 
 def _stop(wanted: argparse.Namespace) -> None:
     names = client.names() if wanted.all else wanted.names
+    if not names and wanted.all:
+        print("no named deployment runs")
     if not names and not wanted.all:
         raise errors.InvalidSetting("name the deployments to stop, or give --all; `python -m kit ps` lists them.")
     for name in names:
@@ -109,7 +111,7 @@ def _print(columns: Sequence[str], rows: Sequence[dict[str, Any]], otherwise: st
     if not rows:
         print(otherwise)
         return
-    cells = [list(columns), *([str(row.get(name, "")) for name in columns] for row in rows)]
+    cells = [list(columns), *(["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows)]
     widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
