@@ -157,6 +157,30 @@ def test_a_switch_and_an_update_fail_no_direct_request(runtime: Path) -> None:
         assert counters["accepted"] == counters["answered"]
 
 
+def test_a_switch_lets_a_direct_request_finish(runtime: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "computed"
+
+    def run(batch: Any, model: Any) -> list[Any]:
+        with notes.open("a") as file:
+            file.write(f"{batch[0]}\n")
+        time.sleep(1.0 if batch[0] == 16 else 0.0)
+        return [2 * example for example in batch]
+
+    handler = kit.ModelHandler.from_callable(lambda: None, run)
+    with kit.deploy(handler, name="notes", processes=1) as deployment:
+        until_direct(deployment)
+        found: list[Any] = []
+        asking = threading.Thread(target=lambda: found.extend(deployment.predict([16])))
+        asking.start()
+        wait_for(lambda: "16" in notes.read_text(), "it is computed")
+        deployment.switch(processes=2)
+        asking.join(30)
+        assert [prediction.inference for prediction in found] == [32]
+        assert notes.read_text().split().count("16") == 1
+        counters = deployment.counters
+        assert counters["retried"] == counters["deaths"] == 0
+
+
 def test_a_killed_worker_fails_no_direct_request(moody: Any) -> None:
     for _ in range(2):
         until_direct(moody)

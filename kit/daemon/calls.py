@@ -54,12 +54,14 @@ def _validate(served: Served, inference_args: dict[str, Any]) -> None:
 
 
 def _switch(served: Served, **settings: Any) -> None:
+    served.line.take_back()  # so that what is computed directly is finished, too
     served.serving().switch(**settings)
 
 
 def _update(served: Served, model: str | bytes, digest: str) -> None:
     from kit.daemon.served import rebuild
 
+    served.line.take_back()
     served.update(model if isinstance(model, str) else rebuild(model), digest)
 
 

@@ -73,12 +73,13 @@ class Direct:
         """
         if not self._asking.acquire(blocking=False):
             return None
-        waits = False
+        waits = sent = False
         try:
             encoder = self._link.encoder().add(time.monotonic()).examples(rows)
             waits = True
             self._number += 1
             self._link.send(RUN, encoder, self._number)
+            sent = True
             frame = self._answer()
             waits = False
             if frame.kind == ERROR:
@@ -86,7 +87,7 @@ class Direct:
             return _predictions(frame, rows)
         except LinkClosed as error:
             self.hang_up()
-            raise Ended(int(not isinstance(error, _Goodbye))) from error
+            raise Ended(int(sent and not isinstance(error, _Goodbye))) from error
         except Malformed as error:
             self.hang_up()
             raise Ended(0) from error

@@ -294,4 +294,4 @@ class Dispatcher:
     def idle(self, lanes: list[Lane]) -> bool:
         """True when nothing is in flight on any of `lanes`."""
         with self.lock:
-            return not any(lane.in_flight for lane in lanes)
+            return not any(lane.in_flight or lane.shutting for lane in lanes)

@@ -27,6 +27,7 @@ class Lane:
         hosts: indices of the model hosts that the thread can reach; None when it computes itself.
         avoid_until: monotonic seconds before which no chunk is given, after a host was lost.
         doors: 1 while a caller asks the thread directly, too, or it computes what such a one has left; 0 otherwise.
+        shutting: True while the thread is to finish what it was asked directly, and then to take no more of it.
     """
 
     def __init__(self, process: Process, channel: Channel, slot: int, topology: Topology, *, remote: bool) -> None:
@@ -38,6 +39,7 @@ class Lane:
         self.hosts: set[int] | None = set() if remote else None
         self.avoid_until = 0.0
         self.doors = 0
+        self.shutting = False
         self.in_flight: deque[Chunk] = deque()
         self._args: Any = None
         self._about: Any = None
@@ -115,9 +117,11 @@ class Lane:
         except ChannelClosed as error:
             raise errors.WorkerDied(f"worker (pid {self.process.pid}) is gone.") from error
         self.doors += 1
+        self.shutting = False
 
     def shut_door(self) -> None:
         """Have it take requests of the lane only, again."""
+        self.shutting = self.doors > 0
         with contextlib.suppress(ChannelClosed):
             self.channel.send(protocol.SHUT_DOOR)
 
@@ -141,6 +145,7 @@ class Lane:
             dispatcher.answers.show(self, *value)
         elif kind == protocol.DOOR_SHUT:
             self.doors -= 1
+            self.shutting = self.shutting and self.doors > 0
         elif kind == protocol.FAILED:
             dispatcher.failed(self, message)
         elif kind == protocol.LOST:
