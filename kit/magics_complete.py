@@ -5,6 +5,7 @@ IPython's own way, a hook, adds whatever Python's completion finds: after ``--``
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from kit.magics_args import Parser, options_of
 from kit.settings import MODES
 
 IDENTIFIER = "kit"
+#: The line of a magic, whose value may be assigned to a variable.
+_LINE = re.compile(r"(?:^|=)\s*(?P<sign>%%?)(?P<magic>\w+)\s(?P<rest>.*)$", re.DOTALL)
 
 
 def install(shell: Any, parsers: Mapping[str, Parser]) -> None:
@@ -22,11 +25,12 @@ def install(shell: Any, parsers: Mapping[str, Parser]) -> None:
 
     @context_matcher(identifier=IDENTIFIER)
     def complete(context: CompletionContext) -> SimpleMatcherResult:
-        magic = _magic_of(context, parsers)
-        if magic is None:
+        found = _LINE.search(context.text_until_cursor)
+        ours = found is not None and found["magic"] in parsers
+        if found is None or not ours or (found["sign"] == "%%" and context.cursor_line):
             return SimpleMatcherResult(completions=[], suppress=False)  # a new one: IPython writes into it
-        found = matches(shell, parsers[magic], magic, context.text_until_cursor, context.token)
-        fitting = [SimpleCompletion(text) for text in found if text.startswith(context.token)]
+        texts = matches(shell, parsers[found["magic"]], found["magic"], found["rest"], context.token)
+        fitting = [SimpleCompletion(text) for text in texts if text.startswith(context.token)]
         return SimpleMatcherResult(completions=fitting, suppress=bool(fitting), ordered=True)
 
     matchers = shell.Completer.custom_matchers
@@ -34,23 +38,14 @@ def install(shell: Any, parsers: Mapping[str, Parser]) -> None:
     matchers.append(complete)
 
 
-def _magic_of(context: CompletionContext, parsers: Mapping[str, Any]) -> str | None:
-    """The magic on whose line the cursor is, behind its name."""
-    word, space, _ = context.text_until_cursor.lstrip().partition(" ")
-    magic = word.lstrip("%")
-    ours = magic in parsers and word in (f"%{magic}", f"%%{magic}")
-    first = not word.startswith("%%") or context.cursor_line == 0
-    return magic if ours and space and first else None
-
-
-def matches(shell: Any, parser: Parser, magic: str, line: str, here: str) -> list[str]:
+def matches(shell: Any, parser: Parser, magic: str, rest: str, here: str) -> list[str]:
     """What may stand where the cursor is.
 
     Args:
-        line: up to the cursor.
+        rest: of the line, between the magic and the cursor.
         here: the word before the cursor, or the part of it that is completed.
     """
-    words = line.split()[1:]
+    words = rest.split()
     before = words[:-1] if here and words else words
     if before and before[-1] == "--mode":
         return list(MODES)

@@ -296,6 +296,7 @@ def test_completion_shows_what_fits_and_no_more(shell: InteractiveShell) -> None
 
     assert complete("%switch ") == list(MODES)
     assert complete("%serve Times({}) --mode ") == list(MODES)
+    assert complete("served = %serve Times({}) --mode l") == ["large"]
     assert complete("%serve Times({}) --") == list(options_of(parsers()["serve"]))
     assert "upper" in complete("text = 'a'\ntext.upp")  # elsewhere it is IPython's
     assert "--into" not in complete("%%infer a\n--")
