@@ -7,6 +7,7 @@ import functools
 import importlib
 import keyword
 import os
+import shlex
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -115,8 +116,9 @@ class KitMagics(Magics):
         self._connected[wanted.name] = deployment
         done = "attached: it was served already" if deployment.attached else "served"
         print(f"{wanted.name}: {done} ({time.monotonic() - began:.2f} s, mode {deployment.mode!r}).")
-        if deployment.attached and wanted.mode not in (None, deployment.mode):
-            print(f"It stays in mode {deployment.mode!r}; %switch {wanted.mode} {wanted.name} changes that.")
+        if _would_change(deployment, settings):
+            words = deployment.settings.describe(by_key=deployment.handler.by_key)
+            print(f"Its settings stay as they were: {words}. This changes them: {_switch_to(wanted)}")
         return deployment
 
     @no_var_expand
@@ -266,6 +268,21 @@ class KitMagics(Magics):
                 except errors.DeploymentClosed:
                     pass  # this kernel had let go of it before it ended
             raise
+
+
+def _would_change(deployment: Deployment, settings: dict[str, Any]) -> bool:
+    """True when it serves with other settings than these, or couldn't with these."""
+    try:
+        return deployment.settings_for(**settings) != deployment.settings
+    except errors.InvalidSetting:
+        return True
+
+
+def _switch_to(wanted: argparse.Namespace) -> str:
+    """The line that gives a deployment the settings that %serve was given."""
+    options = {name: getattr(wanted, name) for name in ("processes", "threads", "copies", "budget")}
+    given = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    return " ".join(["%switch", *filter(None, [wanted.mode]), wanted.name, *given])
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -244,6 +244,23 @@ def test_what_ended_a_deployment_is_told(shell: InteractiveShell) -> None:
         line(shell, "%stats short")
 
 
+def test_settings_that_attaching_and_replacing_leave_alone_are_told(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line(shell, "%serve Times({'a': 3}) --name times --mode default --processes 1 --budget '1 GB'")
+    line(shell, "%serve Times({'a': 3}) --name times --mode default --processes 1")
+    assert "settings stay" not in capsys.readouterr().out
+    for handler in ("Times({'a': 3})", "Times({'a': 4}) --replace"):
+        line(shell, f"%serve {handler} --name times --mode medium --processes 2 --copies 2 --budget '2 GB'")
+        told = capsys.readouterr().out.strip().rpartition("This changes them: ")[2]
+        assert told == "%switch medium times --processes 2 --copies 2 --budget '2 GB'"
+    line(shell, told)
+    settings = kit.connect("times").settings
+    assert (settings.mode, settings.processes, settings.copies) == ("medium", 2, 2)
+    line(shell, "%serve Times({'a': 4}) --name times --mode medium --processes 2 --copies 2 --budget '2 GB'")
+    assert "settings stay" not in capsys.readouterr().out
+
+
 def test_another_notebooks_deployment_is_named_where_none_is_meant(shell: InteractiveShell) -> None:
     with pytest.raises(UsageError, match=r"or give a name$"):
         line(shell, "%stats")
