@@ -174,6 +174,7 @@ def test_a_click_only_enqueues_and_a_switch_can_be_watched_and_cancelled(tmp_pat
         until(lambda: not panel._view.apply.disabled, "that it can be applied")
         panel._view.apply.click()
         until(lambda: "to large: 0 of 2" in panel._view.switch_progress.words.value, "the progress")
+        assert "Being applied: large" in panel._view.hint.value
         panel.start_load(50).result(10)
         answered = deployment.counters["answered"]
         until(lambda: deployment.counters["answered"] > answered + 5, "answers meanwhile")

@@ -30,7 +30,7 @@ class CompareTab:
         }
         self.compare = widgets.Button(description="Compare modes")
         self.use = widgets.Button(description="Use this mode", disabled=True)
-        self.compare_progress = Progress("compare", cancel_compare)
+        self.compare_progress = Progress("comparison", cancel_compare)
         self.result = widgets.HTML("", layout={"max_width": "100%", "overflow": "auto"})
         self.first, self.second = (
             widgets.Dropdown(options=list(MODES), value=mode, description=words, layout={"width": "180px"})

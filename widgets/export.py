@@ -76,7 +76,7 @@ def _example_lines(examples: Any) -> list[str]:
         few = []
     if not few or sum(map(len, few)) > 2000:
         return ["# examples: a list of your own"]
-    return ["# a few of the examples; put all of yours here", f"examples = [{', '.join(few)}]"]
+    return ["# a few of the examples; put all of yours here", "examples = [", *(f"    {one}," for one in few), "]"]
 
 
 # ---- the handler ---------------------------------------------------------------------------------

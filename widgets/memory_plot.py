@@ -163,8 +163,9 @@ def memory_facts(
 ) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """The numbers of the plot, and the colours that make them its legend."""
     row = snapshot.rows[-1] if snapshot.rows else {}
-    pairs = [(words, format_bytes(row.get(name, 0))) for name, (words, _) in reversed(ROLES.items())]
-    pairs.append(("together (PSS)", format_bytes(row.get("pss_bytes", 0))))
+    known = bool(row.get("pss_bytes"))  # else it has yet to be read
+    pairs = [(words, format_bytes(row[name]) if known else "-") for name, (words, _) in reversed(ROLES.items())]
+    pairs.append(("together (PSS)", format_bytes(row["pss_bytes"]) if known else "-"))
     if "gpu_bytes" in row:
         pairs.append(("on the GPU", format_bytes(row["gpu_bytes"])))
     if predicted:

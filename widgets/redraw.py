@@ -176,8 +176,9 @@ class Redraw:
         except KitError as error:
             return chosen, f"Can't be applied: {escape(str(error.args[0]))}"
         total = format_bytes(snapshot.predict_memory(chosen)["pss_bytes"])
-        copies = chosen.copies_in_words
-        return chosen, escape(f"Chosen, not applied yet: {chosen.mode}, {copies}, about {total} in all.")
+        under_way = snapshot.switching is not None and snapshot.switching.settings == chosen
+        state = "Being applied" if under_way else "Chosen, not applied yet"
+        return chosen, escape(f"{state}: {chosen.mode}, {chosen.copies_in_words}, about {total} in all.")
 
     def _draw_progress(self) -> None:
         tab = self._view.comparing

@@ -137,7 +137,7 @@ def _model(row: Row, x: float, y: float) -> str:
     width = BOX_W - 16
     return (
         f'<rect class="kit-model" x="{x}" y="{y}" width="{width}" height="26" rx="4" fill="{GREEN}" '
-        f'fill-opacity="0.3" stroke="{GREEN}"/>' + _label(x + width / 2, y + 17, f"model {_weights(row)}", middle=True)
+        f'fill-opacity="0.3" stroke="{GREEN}"/>' + _label(x + width / 2, y + 17, _in_box(row), middle=True)
     )
 
 
@@ -232,6 +232,11 @@ def _weights(row: Row) -> str:
     mapped = row.get("weights_shared_bytes", 0)
     size = row.get("weights_private_bytes", 0) + mapped
     return "" if not size else format_bytes(size) + (", mapped file" if mapped > size / 2 else "")
+
+
+def _in_box(row: Row) -> str:
+    """The copy in words that fit its box."""
+    return f"model {_weights(row).removesuffix(' file')}"
 
 
 def _size(row: Row) -> str:

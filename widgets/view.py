@@ -181,8 +181,9 @@ class View:
 
     def show_code(self, python: str, beam: str) -> None:
         """Fill the Export tab."""
+        style = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
         for widget, title, code in ((self.python, "Python", python), (self.beam, "Apache Beam", beam)):
-            widget.value = f'<h4>{title}</h4><pre style="overflow:auto" tabindex="0">{escape(code)}</pre>'
+            widget.value = f'<h4>{title}</h4><pre style="{style}" tabindex="0">{escape(code)}</pre>'
 
     def show_errors(self, errors: Mapping[str, str]) -> None:
         """Show the errors, one for each thing that was tried."""
