@@ -8,6 +8,7 @@ import pickle
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -23,9 +24,10 @@ class BufferPickler(cloudpickle.Pickler):
     """Collects torch storages and numpy buffers in place of pickling them."""
 
     def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=5, buffer_callback=self._take_buffer)
-        self.storages: list[Any] = []
         self.buffers: list[memoryview] = []
+        # With a method the pickler would be a cycle, and keep the model until the next garbage collection.
+        super().__init__(file, protocol=5, buffer_callback=partial(_take_buffer, self.buffers))
+        self.storages: list[Any] = []
         #: order in which storages were met, as indices: equal for equal structures and ties
         self.trail: list[int] = []
         self._known: dict[tuple[int, int], int] = {}
@@ -54,12 +56,14 @@ class BufferPickler(cloudpickle.Pickler):
         found = {(int(storage.data_ptr()), int(storage.nbytes())) for storage in self.storages if storage.nbytes()}
         return found | {(address(raw), raw.nbytes) for raw in self.buffers}
 
-    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < SMALL_BYTES:
-            return True
-        self.buffers.append(raw)
-        return False
+
+def _take_buffer(buffers: list[memoryview], buffer: pickle.PickleBuffer) -> bool:
+    """Collect a buffer, unless it is to stay in the pickle."""
+    raw = buffer.raw()
+    if raw.nbytes < SMALL_BYTES:
+        return True
+    buffers.append(raw)
+    return False
 
 
 def pickled(model: Any, kind: type[BufferPickler] = BufferPickler) -> tuple[bytes, BufferPickler]:
@@ -140,9 +144,9 @@ def timed_load(load: Callable[[], Any], measure: Callable[[Any], int | None] | N
     """Load a model and see what it weighs.
 
     ``size_bytes`` is what `measure` says, or else `weigh`; where that is None, as for a model that can't be
-    pickled, it is the growth of this process's private memory.
+    pickled, it is the growth of this process's memory, mapped files included.
     """
-    before = _private_bytes()
+    before = _resident_bytes()
     start = time.monotonic()
     model = load()
     load_s = time.monotonic() - start
@@ -152,12 +156,16 @@ def timed_load(load: Callable[[], Any], measure: Callable[[Any], int | None] | N
             return Loaded(model, load_s, *weighed)
     size = measure(model) if measure is not None else None
     if size is None:
-        size = max(0, _private_bytes() - before)
+        size = max(0, _resident_bytes() - before)
     return Loaded(model, load_s, int(size), {})
 
 
-def _private_bytes() -> int:
-    from kit.memory import process_memory
+def _resident_bytes() -> int:
+    """What the process has in memory, from a counter: to tell its own pages apart, the kernel would walk them all."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import psutil
 
-    memory = process_memory(os.getpid())
-    return 0 if memory is None else int(memory.uss_bytes)
+        return int(psutil.Process().memory_info().rss)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -123,3 +126,17 @@ def test_memory_of_no_file_is_in_no_mapped_file():
     assert in_mapped_files([(own.data_ptr(), own.nbytes)]) == {}
     assert in_mapped_files([]) == {}
     assert in_mapped_files([(1, 8)]) == {}
+
+
+@pytest.mark.parametrize("make", [lambda: torch.nn.Linear(8, 8), lambda: np.ones(1000)])
+def test_weighing_keeps_nothing_of_a_model(make):
+    model = make()
+    gone = weakref.ref(model)
+    assert model_bytes.weigh(model).size_bytes > 0
+    del model
+    assert gone() is None  # at once, without the garbage collector
+
+
+def test_what_cannot_be_pickled_weighs_what_the_process_grows():
+    weighed = model_bytes.timed_load(lambda: (np.ones(4_000_000), threading.Lock()))
+    assert 30e6 < weighed.size_bytes < 40e6
