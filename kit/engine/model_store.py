@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kit.engine import weights
+from kit.engine.giving_way import giving_way
 from kit.engine.keyed_requests import Spec
 from kit.engine.keyed_runner import MOST_RUNNERS, with_keys
 from kit.engine.local_model import Computed, LocalModel
@@ -76,7 +77,8 @@ class ModelStore:
     def _work(self, work: tuple[int, Any, tuple[int, ...]], send: Callable[[Any], None]) -> None:
         kind, value, fds = work
         try:
-            answer = self._carry_out(kind, value, fds)
+            with giving_way():
+                answer = self._carry_out(kind, value, fds)
         except BaseException as error:
             answer = trouble_of(error)
         with contextlib.suppress(Exception):  # nobody is there to be told any more: the process ends, too

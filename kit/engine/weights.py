@@ -10,7 +10,6 @@ mode) makes a private page and not a crash. This is pickle inside our own proces
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import io
 import mmap
@@ -25,11 +24,11 @@ import numpy as np
 
 from kit.engine.arena import anonymous_file
 from kit.engine.codec import aligned
+from kit.engine.giving_way import PIECE_BYTES, read_ahead
 from kit.mapped_files import file_of
 from kit.model_bytes import BufferPickler, address, pickled
 
 SEGMENT_NAME = "kit-weights"
-_MADV_POPULATE_READ = 22
 
 
 class Block(NamedTuple):
@@ -82,10 +81,8 @@ def publish(model: Any) -> tuple[int, Segment, BufferPickler]:
 def attach(fd: int, segment: Segment) -> Any:
     """Rebuild the model over a private mapping of the segment; the descriptor may be closed afterwards."""
     mapped = mmap.mmap(fd, segment.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    with contextlib.suppress(OSError, ValueError):
-        # Reading ahead; MAP_POPULATE would make a private copy of every page.
-        mapped.madvise(_MADV_POPULATE_READ)
     whole = memoryview(mapped)
+    read_ahead(address(whole), segment.size)
     unpickler = pickle.Unpickler(
         io.BytesIO(segment.head), buffers=[whole[b.offset : b.offset + b.size] for b in segment.buffers]
     )
@@ -175,7 +172,7 @@ def _write(fd: int, raw: memoryview, offset: int) -> None:
     raw = raw.cast("B") if raw.nbytes else raw
     done = 0
     while done < raw.nbytes:
-        done += os.pwrite(fd, raw[done : done + (1 << 30)], offset + done)
+        done += os.pwrite(fd, raw[done : done + PIECE_BYTES], offset + done)
 
 
 def _seal(fd: int) -> None:

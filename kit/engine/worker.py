@@ -15,6 +15,7 @@ from typing import Any
 from kit.engine import weights
 from kit.engine.child import Context
 from kit.engine.ends import Ends
+from kit.engine.giving_way import giving_way
 from kit.engine.host_pool import HostPool
 from kit.engine.lane_thread import LaneThread
 from kit.engine.loading import load
@@ -68,5 +69,6 @@ def main(context: Context) -> int:
 
 def _model_of(context: Context) -> tuple[Any, dict[str, Any]]:
     if "segment" in context.config:
-        return weights.attach_segment(context.fds.pop(0), context.config["segment"])
+        with giving_way():
+            return weights.attach_segment(context.fds.pop(0), context.config["segment"])
     return load(context.handler)

@@ -1,0 +1,78 @@
+"""Loading a model without holding up the threads that serve meanwhile.
+
+A thread that wakes up on a core where another one computes waits there until the scheduler looks again, up to
+4 ms later, although that core could be had at once: for a batch of few ms, that doubles its time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+
+from kit.engine.system import LINUX
+
+#: Bytes that are copied or mapped at once; then others get the GIL, the core and the lock of the address space.
+PIECE_BYTES = 4 << 20
+#: Nobody asks for a slice above it, and the kernel takes none.
+_LONG_NS = 100_000_000
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274}
+_RESET_ON_FORK = 1
+_MADV_POPULATE_READ = 22
+
+
+class _SchedAttr(ctypes.Structure):
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+    )
+
+
+@contextlib.contextmanager
+def giving_way() -> Iterator[None]:
+    """For the length of a ``with``, others that wake up on this thread's core get it at once.
+
+    This thread asks for a long slice, and Linux 6.12 and newer let a thread with a shorter one go first; elsewhere
+    nothing is changed. Its share of the cores stays the same: with a lower priority a load would starve where all
+    cores compute (150 s in place of 3 were seen).
+    """
+    changed = _ask_for_slice(_LONG_NS)
+    try:
+        yield
+    finally:
+        if changed:
+            _ask_for_slice(0)  # the usual one
+
+
+def _ask_for_slice(nanoseconds: int) -> bool:
+    number = _SCHED_SETATTR.get(os.uname().machine)
+    if not LINUX or number is None or os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK != os.SCHED_OTHER:
+        return False  # a user who chose another way of scheduling knows better
+    attributes = _SchedAttr(
+        size=ctypes.sizeof(_SchedAttr),
+        flags=_RESET_ON_FORK,  # threads that the load starts may serve later
+        nice=os.getpriority(os.PRIO_PROCESS, 0),
+        runtime=nanoseconds,
+    )
+    return bool(ctypes.CDLL(None).syscall(number, 0, ctypes.byref(attributes), 0) == 0)
+
+
+def read_ahead(address: int, size: int) -> None:
+    """Have the pages of a mapping at hand before they are used, in pieces; without a copy of any.
+
+    The module mmap would hold the GIL meanwhile, and MAP_POPULATE would make a private copy of every page.
+    """
+    if not LINUX:
+        return
+    madvise = ctypes.CDLL(None).madvise
+    for start in range(0, size, PIECE_BYTES):
+        length = min(PIECE_BYTES, size - start)
+        madvise(ctypes.c_void_p(address + start), ctypes.c_size_t(length), _MADV_POPULATE_READ)
+        os.sched_yield()
