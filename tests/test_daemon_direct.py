@@ -18,6 +18,7 @@ import kit
 from kit import errors
 from kit.daemon import protocol
 from kit.daemon.direct import ROW
+from kit.daemon.frames import OWN_FD
 from tests.daemon_kernels import DOUBLE, SLOW, Kernel, wait_for
 from tests.models import Doubling
 from tests.test_daemon_hostile import header, is_closed, run_frame
@@ -101,6 +102,20 @@ def test_arrays_and_text_travel_directly(runtime: Path) -> None:
             assert np.array_equal(np.stack([p.inference for p in predictions]), rows * 2)
         assert deployment.predict(["a", "b"])[1].inference == "bb"
         assert line_of(deployment) is not None
+
+
+def test_what_is_too_large_goes_the_ordinary_way(runtime: Path) -> None:
+    handler = kit.ModelHandler.from_callable(lambda: None, lambda batch, model: [len(str(each)) for each in batch])
+    with kit.deploy(handler, name="long", processes=1) as deployment:
+        for _ in range(2 * ROW):
+            deployment.predict(["x"])
+        line = line_of(deployment)
+        assert line is not None
+        for example in ("x" * 3_000_000, {"k" * 3_000_000: 1}, np.zeros(3_000_000)):
+            asked = line._number
+            assert deployment.predict([example])[0].inference == len(str(example))
+            assert line._number == asked
+        assert not line.closed
 
 
 def test_another_kernel_ends_the_line_and_both_are_served(runtime: Path) -> None:
@@ -279,6 +294,7 @@ def test_hostile_messages_over_the_line_end_it_only(runtime: Path) -> None:
             header(protocol.HELLO),
             header(protocol.CALL),
             header(slot=3, offset=1 << 40, total=64, head=8),
+            header(slot=OWN_FD, total=1 << 30, head=1 << 29),
             run_frame("when", [1]),
             run_frame(1.0, "text"),
             run_frame(1.0, []),

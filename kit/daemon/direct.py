@@ -60,12 +60,12 @@ class Direct:
         count = len(rows)
         if not 0 < count <= self._most:
             return False
-        if type(rows) is Rows:
-            return bool(rows.stacked.nbytes <= self._most_bytes)
-        return sum(map(_num_bytes, rows)) <= self._most_bytes
+        # Only to spare encoding what is too large; what counts is its size as it travels.
+        size = rows.stacked.nbytes if type(rows) is Rows else sum(map(_num_bytes, rows))
+        return bool(size <= self._most_bytes)
 
     def ask(self, rows: Any) -> list[Any] | None:
-        """The predictions; None when another thread is asking.
+        """The predictions; None when another thread is asking, or these examples are too large for the line.
 
         Raises:
             Ended: the line is closed; ask the ordinary way.
@@ -76,6 +76,8 @@ class Direct:
         waits = sent = False
         try:
             encoder = self._link.encoder().add(time.monotonic()).examples(rows)
+            if encoder.size > self._most_bytes:
+                return None
             waits = True
             self._number += 1
             self._link.send(RUN, encoder, self._number)

@@ -67,7 +67,7 @@ class DirectLine:
         ours, theirs = socket.socketpair()
         ledger = Ledger.make()
         most = _most_examples(engine)
-        about = {"most": most, "allow_pickle": self._served.allow_pickle}
+        about = {"most": most, "most_bytes": MOST_BYTES, "allow_pickle": self._served.allow_pickle}
         try:
             lane.open_door(DOOR, about, (ours.fileno(), ledger))
             self._session, self._lane, self._ledger = session, lane, Ledger(ledger)

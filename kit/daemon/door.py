@@ -41,7 +41,7 @@ class Door:
         lane: descriptor of the lane.
         compute: runs examples; called with them and with what is to be called before each batch.
         show: tells the owner of the latest answer: example, result, seconds.
-        most: examples of a request at most.
+        most, most_bytes: examples and bytes of a request at most.
         allow_pickle: as of the deployment.
     """
 
@@ -53,6 +53,7 @@ class Door:
         show: Callable[[tuple[Any, Any, float]], None],
         *,
         most: int,
+        most_bytes: int,
         allow_pickle: bool,
     ) -> None:
         sock, ledger = fds
@@ -61,7 +62,7 @@ class Door:
             self._ledger = Ledger(ledger)
         finally:
             os.close(ledger)
-        self._link = Link(whole, allow_pickle=allow_pickle)
+        self._link = Link(whole, allow_pickle=allow_pickle, most_bytes=most_bytes)
         self._lane = lane
         self._compute = compute
         self._show = show

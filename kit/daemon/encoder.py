@@ -38,6 +38,11 @@ class Encoder:
         self._allow_pickle = allow_pickle
         self._depth = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of the body so far."""
+        return blocks.aligned(len(self.head)) + sum(blocks.aligned(size) for size, _ in self.buffers)
+
     def add(self, value: Any) -> Encoder:
         """Encode one more value.
 

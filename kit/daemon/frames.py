@@ -61,10 +61,16 @@ class Header(NamedTuple):
 
 
 class Inbox:
-    """Bytes and descriptors that came over a socket and aren't a whole frame yet."""
+    """Bytes and descriptors that came over a socket and aren't a whole frame yet.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        sock: the socket, non-blocking.
+        most_bytes: of a body.
+    """
+
+    def __init__(self, sock: socket.socket, most_bytes: int = MAX_BODY) -> None:
         self._sock = sock
+        self._most_bytes = most_bytes
         self._buffer = bytearray(64 << 10)
         self._start = self._end = 0
         self._fds: deque[int] = deque()
@@ -125,7 +131,7 @@ class Inbox:
             raise Malformed("not a frame of the kit")
         if version != VERSION:
             raise VersionDiffers(f"protocol {version}, expected {VERSION}")
-        if total > MAX_BODY or head > min(total, MAX_HEAD) or descriptors > 1:
+        if total > self._most_bytes or head > min(total, MAX_HEAD) or descriptors > 1:
             raise Malformed(f"a body of {total} bytes with a head of {head}")
         inline = total if slot == NO_SLOT else 0
         if inline > MAX_INLINE:

@@ -20,7 +20,7 @@ from typing import Any
 from kit.daemon.blocks import aligned
 from kit.daemon.decoder import Decoder
 from kit.daemon.encoder import Encoder
-from kit.daemon.frames import HEADER, INLINE_BYTES, MAGIC, NO_SLOT, OWN_FD, Frame, Header, Inbox, LinkClosed
+from kit.daemon.frames import HEADER, INLINE_BYTES, MAGIC, MAX_BODY, NO_SLOT, OWN_FD, Frame, Header, Inbox, LinkClosed
 from kit.daemon.protocol import VERSION
 from kit.daemon.ring import SHARED, Ring, own_memory, their_memory
 from kit.daemon.wire import Malformed
@@ -36,18 +36,21 @@ class Link:
         sock: a connected stream socket.
         keep: True when what is received is kept for long: arrays are copied out of the ring.
         allow_pickle: objects of other types may be pickled, both ways.
+        most_bytes: of what the other side may send at once.
 
     Attributes:
         unsent_bytes: what was sent from here and waits for the other side to read.
     """
 
-    def __init__(self, sock: socket.socket, *, keep: bool = False, allow_pickle: bool = False) -> None:
+    def __init__(
+        self, sock: socket.socket, *, keep: bool = False, allow_pickle: bool = False, most_bytes: int = MAX_BODY
+    ) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.keep = keep
         self.allow_pickle = allow_pickle
         self._lock = threading.Lock()
-        self._inbox = Inbox(sock)
+        self._inbox = Inbox(sock, most_bytes)
         self._ring: Ring | None = None
         self._unsent: deque[tuple[bytes, tuple[int, ...]]] = deque()
         self.unsent_bytes = 0
@@ -90,7 +93,7 @@ class Link:
         """
         head: Any = b"" if encoder is None else encoder.head
         buffers = [] if encoder is None else encoder.buffers
-        total = aligned(len(head)) + sum(aligned(size) for size, _ in buffers)
+        total = 0 if encoder is None else encoder.size
         fds = () if fd < 0 else (fd,)
         with self._lock:
             if self.closed:
