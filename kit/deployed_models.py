@@ -74,6 +74,8 @@ class DeployedModels(ABC):
     def pin(self, keys: Iterable[Hashable], timeout: float | None = None) -> Self:
         """Load the models of these keys and keep them, until `unpin`; they are loaded again after a switch.
 
+        All of them are pinned, or none.
+
         Raises:
             BudgetExceeded: they don't fit beside what is pinned already. And those of `preload`.
         """

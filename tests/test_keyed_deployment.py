@@ -114,6 +114,24 @@ def test_pinned_models_come_along_to_another_mode(mode: str) -> None:
             assert row.state == "resident"
 
 
+def test_of_several_keys_all_are_pinned_or_none() -> None:
+    with kit.deploy(mapped(), processes=2, memory_budget="3.2MB") as deployment:
+        deployment.pin([4])
+        with pytest.raises(errors.BudgetExceeded, match="are pinned"):
+            deployment.pin([1, 4, 2, 3])
+        models = deployment.models()
+        assert [keys[0] for keys in models[models.pinned]["keys"]] == [4]
+        deployment.pin([1, 2])
+
+
+def test_an_eviction_is_told_with_the_place_that_the_load_was() -> None:
+    with kit.deploy(mapped(), mode="shared", processes=2) as deployment:
+        deployment.preload([1]).unload([1])
+        told = deployment.history["events"].str.cat(sep="; ")
+        assert "load: 1 at all workers: 1 MB" in told
+        assert "evict: 1 from all workers: 1 MB" in told
+
+
 def test_methods_for_keys_say_when_there_are_none() -> None:
     with kit.deploy(Weighted(2), processes=1) as deployment:
         with pytest.raises(errors.InvalidSetting, match="one model"):

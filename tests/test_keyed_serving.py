@@ -124,11 +124,14 @@ def test_models_of_a_process_that_was_killed_are_loaded_again(mode: str) -> None
         assert wrong == []
 
 
-def test_a_load_that_fails_fails_its_own_requests_only_and_is_not_tried_at_once() -> None:
-    with kit.deploy(keyed(good=Times(2), bad=Broken(1)), processes=2) as deployment:
+@pytest.mark.parametrize("mode", ["default", "large", "shared"])
+def test_a_load_that_fails_fails_its_own_requests_only_and_is_not_tried_at_once(mode: str) -> None:
+    with kit.deploy(keyed(good=Times(2), bad=Broken(1)), mode=mode, processes=2) as deployment:
         answers = [("good", 1), ("bad", 1), ("good", 2)] | RunInference(deployment).with_exception_handling()
         assert [answers[0], answers[2]] == [("good", (1, 2.0, None)), ("good", (2, 4.0, None))]
-        assert "no such disk" in str(answers[1].error)
+        said = str(answers[1].error.args[0])
+        assert said == "loading the model of 'bad' failed: OSError: no such disk"
+        assert deployment.history["events"].str.contains(f"fail: 'bad': {said}", regex=False).any()
         with pytest.raises(errors.ModelLoadFailed, match="the next one is tried in"):
             deployment.predict([("bad", 1)])
         assert row_of(deployment, "bad").state == "failed"
@@ -176,8 +179,9 @@ def test_overtaking_ends_when_a_load_has_been_patient() -> None:
 def test_closing_while_models_load_and_wait_for_room_fails_what_waits(tmp_path: Path) -> None:
     handler = KeyedModelHandler([KeyModelMapping(["a"], Gated(2, tmp_path)), KeyModelMapping([1], Times(1))])
     deployment = kit.deploy(handler, processes=1, memory_budget="1.5MB")
-    waiting = [deployment.submit([(key, 1)]) for key in ("a", 1)]
+    waiting = [deployment.submit([("a", 1)])]
     int((tmp_path / "started").read_text())
+    waiting.append(deployment.submit([(1, 1)]))
     deployment.close()
     for future in waiting:
         with pytest.raises(errors.DeploymentClosed):

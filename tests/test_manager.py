@@ -377,6 +377,15 @@ def test_a_pinned_model_stays() -> None:
     assert states(manager)["a"] == "evicted"
 
 
+def test_of_several_models_all_are_pinned_or_none() -> None:
+    manager = Shelf({"a": 40, "b": 40, "c": 40}).manager(100)
+    manager.pin("a")
+    with pytest.raises(errors.BudgetExceeded, match="80 B of it are pinned"):
+        manager.pin("abc")
+    assert {row["name"]: row["pinned"] for row in manager.rows()} == {"a": True, "b": False, "c": False}
+    manager.pin("c")
+
+
 def test_unload_waits_for_the_last_lease() -> None:
     shelf = Shelf({"a": 60})
     manager = shelf.manager(100)

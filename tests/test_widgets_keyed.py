@@ -307,12 +307,13 @@ def _span(parts):
 def test_models_that_come_and_go_leave_no_marks_but_budgets_do(snapshot):  # noqa: F811
     events = [
         Event(1001.0, "load", "'films' at worker 0: 91 MB in 0.05 s"),
+        Event(1005.0, "fail", "'editorials': no such file"),
         Event(1010.0, "evict", "'films' from worker 0: 91 MB"),
         Event(1020.0, "resize", "memory budget 400 MB → 200 MB"),
     ]
     found = replace(keyed(snapshot, FOUR), rows=[second(at) for at in range(1000, 1061)], events=events)
     assert [mark.label for mark in marks_of(found)] == ["budget 200 MB"]
-    assert len(marks_of(replace(found, models=[]))) == 3
+    assert len(marks_of(replace(found, models=[]))) == 4
 
 
 # ---- the slider ------------------------------------------------------------------------------

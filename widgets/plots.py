@@ -61,9 +61,9 @@ def marks(events: Sequence[Event], since: float) -> list[Mark]:
 
 
 def marks_of(snapshot: Snapshot) -> list[Mark]:
-    """The marks within a snapshot's seconds; models by key come and go in a timeline of their own."""
+    """The marks within a snapshot's seconds; models by key come, fail and go in a timeline of their own."""
     since = snapshot.rows[0]["time"] if snapshot.rows else math.inf
-    own = {"load", "evict"} if snapshot.models else set()
+    own = {"load", "evict", "fail"} if snapshot.models else set()
     return marks([event for event in snapshot.events if event.kind not in own], since)
 
 

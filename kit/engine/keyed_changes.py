@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from kit.engine.packing import pack
+from kit.shorten import counted
 from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def update_models(engine: Engine, mappings: Any) -> None:
         engine.dispatcher.use(handler)
         engine.places.forget(gone)
     engine.dispatcher.pump()
-    engine.event("update", f"{len(gone)} models by key replaced")
+    engine.event("update", f"{counted(len(gone), 'model')} by key replaced")
 
 
 def _words(budget: int | None) -> str:

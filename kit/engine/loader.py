@@ -34,7 +34,7 @@ def _main(context: Context) -> int:
     if handler is None:
         return 1
     name = type(handler).__name__
-    found = context.loaded(lambda: _load(handler))
+    found = _loaded(context, handler)
     if found is None:
         return 1
     model, report = found
@@ -68,6 +68,17 @@ def _handler_of(context: Context) -> Any:
         context.control.send(FAILED, trouble)
         return None
     return handler
+
+
+def _loaded(context: Context, handler: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The model and its report; None when loading it failed, which is reported."""
+    if context.config.get("model") is None:
+        return context.loaded(lambda: _load(handler))
+    try:
+        return _load(handler)
+    except BaseException as error:
+        context.control.send(FAILED, trouble_of(error))  # whose model it is, the owner says
+        return None
 
 
 def _load(handler: Any) -> tuple[Any, dict[str, Any]]:

@@ -58,6 +58,8 @@ class ModelLoads:
                 tries += not place.killed
                 place.killed = False
                 continue
+            except errors.KitError as error:
+                raise self._failed(place, error) from None
             self._places.engine.event(
                 "load",
                 f"{place.model!r} at {resident.where}: {format_bytes(resident.size_bytes)} in {resident.load_s:.2f} s",
@@ -66,10 +68,19 @@ class ModelLoads:
             return Loaded(
                 resident, resident.load_s or time.monotonic() - began, resident.size_bytes, resident.mapped, 0
             )
-        raise errors.ModelLoadFailed(
-            f"loading the model of {place.model!r} failed: the process that loaded it died, {TRIES} times in a row. "
-            "See deployment.logs(); does its load_model need more memory than there is?"
+        words = (
+            f"the process that loaded it died, {TRIES} times in a row. See deployment.logs(); does its load_model need "
         )
+        raise self._failed(place, errors.ModelLoadFailed(f"{words}more memory than there is?"))
+
+    def _failed(self, place: Place, error: errors.KitError) -> errors.KitError:
+        """The error of a load with the key that it was for, noted in the history."""
+        if isinstance(error, errors.ModelLoadFailed):
+            words = f"loading the model of {place.model!r} failed: {error.args[0]}"
+            error = errors.ModelLoadFailed(words, error.remote_traceback)
+        if not isinstance(error, errors.SwitchCancelled):  # the next topology loads it
+            self._places.engine.event("fail", f"{place.model!r}: {error.args[0]}")
+        return error
 
     def _bring(self, place: Place) -> Resident:
         """Load a model into its home.
@@ -140,10 +151,10 @@ class ModelLoads:
             for home in resident.homes:
                 resident.weigh(home, -1)
                 gone.setdefault(home, []).append(resident.spec.model)
+            where = resident.where
             resident.close()
-            self._places.engine.event(
-                "evict", f"{resident.place.model!r} from {resident.where}: {format_bytes(resident.size_bytes)}"
-            )
+            words = f"{resident.place.model!r} from {where}: {format_bytes(resident.size_bytes)}"
+            self._places.engine.event("evict", words)
         residents.clear()
         answers = [home.ask(UNLOAD_MODEL, numbers) for home, numbers in gone.items() if home.alive]
         for answer in answers:

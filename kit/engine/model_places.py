@@ -229,9 +229,16 @@ class ModelPlaces:
 
     def pin(self, routes: Iterable[Route], timeout: float | None = None) -> None:
         """Load models and never evict them; see `ModelManager.pin`."""
-        for route in routes:
-            self.manager.pin([self.place(route)], timeout)
-            self._pinned[route.model] = route
+        pinned: list[Route] = []
+        try:
+            for route in routes:
+                self.manager.pin([self.place(route)], timeout)
+                if route.model not in self._pinned:
+                    pinned.append(route)
+                self._pinned[route.model] = route
+        except BaseException:
+            self.unpin(pinned)
+            raise
 
     def unpin(self, routes: Iterable[Route]) -> None:
         """Let pinned models be evicted again."""

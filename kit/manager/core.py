@@ -178,21 +178,24 @@ class ModelManager(Views):
             self.acquire(name, timeout).release()
 
     def pin(self, names: Iterable[Hashable], timeout: float | None = None) -> None:
-        """Load models and never evict them, until `unpin`.
+        """Load models and never evict them, until `unpin`; all of them, or none.
 
         Raises:
-            BudgetExceeded: the pinned models don't fit the budget together.
+            BudgetExceeded: the pinned models don't fit the budget together. And those of `acquire`.
         """
-        for name in names:
-            with self.acquire(name, timeout), self._changed:
-                entry = self._entry(name)
-                entry.pinned = True
-                try:
+        pinned: list[Hashable] = []
+        try:
+            for name in names:
+                with self.acquire(name, timeout), self._changed:
+                    entry = self._entry(name)
+                    if not entry.pinned:
+                        pinned.append(name)
+                    entry.pinned = True
                     self._room.check_fits(entry)
-                except errors.BudgetExceeded:
-                    entry.pinned = False
-                    raise
-                entry.closing = False  # whoever wanted it to go has to look for another
+                    entry.closing = False  # whoever wanted it to go has to look for another
+        except BaseException:
+            self.unpin(pinned)
+            raise
 
     def unpin(self, names: Iterable[Hashable]) -> None:
         """Let pinned models be evicted again."""
