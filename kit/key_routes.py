@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
-from kit.errors import InvalidSetting, UnknownKey, UnsupportedInput
+from kit.errors import InvalidSetting, KitError, ModelLoadFailed, UnknownKey, UnsupportedInput
 from kit.key_mappings import check_function, check_inner, mapping_of, path_updates, short
 
 #: Keys named in a message at most.
@@ -92,7 +92,8 @@ class Routes:
         """The route of a key.
 
         Raises:
-            UnknownKey: there is no model for it. UnsupportedInput: it isn't hashable.
+            UnknownKey: there is no model for it. UnsupportedInput: it isn't hashable. ModelLoadFailed: the user's
+            function failed.
         """
         try:
             route = self._by_key.get(key)
@@ -114,7 +115,17 @@ class Routes:
 
     def _ask(self, key: Hashable) -> Route:
         assert self._resolve is not None
-        handler = self._resolve(key)
+        try:
+            handler = self._resolve(key)
+        except KitError:
+            raise
+        except Exception as error:
+            if isinstance(error, KeyError) and error.args == (key,):  # looked up in a dict, most likely
+                words = f"there is no model for the key {short(key)}: the function for handlers has none."
+                raise UnknownKey(words) from error
+            raise ModelLoadFailed(
+                f"the function for handlers failed for the key {short(key)}: {type(error).__name__}: {error}"
+            ) from error
         if handler is None:
             raise UnknownKey(f"there is no model for the key {short(key)}: the function for handlers returned None.")
         check_inner(handler, f"the function for handlers returned {handler!r} for the key {short(key)}")

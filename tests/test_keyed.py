@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -122,6 +123,25 @@ def test_a_function_gives_handlers_for_keys_that_were_not_listed() -> None:
     assert sorted(asked) == list(range(1000))
     with pytest.raises(errors.UnknownKey, match="no model for the key 2000: the function for handlers returned None"):
         [(2000, 1)] | RunInference(handler)
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_function_that_fails_for_a_key_fails_the_examples_of_that_key_only(processes: int) -> None:
+    table = {1: Scale(1), 2: Scale(2)}
+
+    def make(key: int) -> Any:
+        return table[key] if key < 10 else Scale(1 // (key - 10))
+
+    handler = KeyedModelHandler(make)
+    with contextlib.ExitStack() as stack:
+        served = stack.enter_context(kit.deploy(handler, processes=processes)) if processes else handler
+        answers = [(key, 5) for key in (1, 3, 10, 2)] | RunInference(served).with_exception_handling()
+    assert [answers[0][1].inference, answers[3][1].inference] == [5, 10]
+    unknown, failed = answers[1].error, answers[2].error
+    assert isinstance(unknown, errors.UnknownKey)
+    assert "no model for the key 3" in str(unknown)
+    assert isinstance(failed, errors.ModelLoadFailed)
+    assert "failed for the key 10: ZeroDivisionError" in str(failed)
 
 
 def test_examples_may_come_without_keys() -> None:
