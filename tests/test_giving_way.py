@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,17 @@ def test_what_a_load_starts_and_does_afterwards_is_as_usual() -> None:
         thread.start()
         thread.join()
     assert [*found, slice_ns()] == [usual, usual]
+
+
+def test_the_gil_changes_hands_sooner_while_anything_is_loaded() -> None:
+    usual = sys.getswitchinterval()
+    with giving_way():
+        shorter = sys.getswitchinterval()
+        assert shorter < usual / 5
+        with giving_way():
+            assert sys.getswitchinterval() == shorter
+        assert sys.getswitchinterval() == shorter
+    assert sys.getswitchinterval() == usual
 
 
 def test_a_thread_that_is_scheduled_otherwise_stays_so() -> None:
