@@ -100,6 +100,49 @@ def test_workers_share_one_deployment_and_every_element_comes_back(run: Run) -> 
     assert loads == 1
 
 
+def test_tensors_failures_and_windows_come_back_where_they_belong(run: Run) -> None:
+    """Each result with its own example and of Beam's class, in its window and at its time, in either kind of answer."""
+    found = run("""
+        import torch
+        from apache_beam.transforms import window
+        from kit.handlers import PytorchModelHandlerTensor
+
+        class Look(beam.DoFn):
+            def process(self, found, at=beam.DoFn.TimestampParam, where=beam.DoFn.WindowParam):
+                assert type(found) is base.PredictionResult
+                yield int(found.example), int(found.inference), int(at), int(where.start)
+
+        def stamped(number):
+            return window.TimestampedValue(torch.tensor([float(number)]), number)
+
+        if __name__ == "__main__":
+            torch.save({"weight": torch.tensor([[2.0]]), "bias": torch.tensor([1.0])}, sys.argv[1] + "/m.pt")
+            sizes = {"in_features": 1, "out_features": 1}
+            handler = PytorchModelHandlerTensor(sys.argv[1] + "/m.pt", torch.nn.Linear, sizes, max_batch_size=50)
+            with beam.Pipeline(options=OPTIONS) as running:
+                tensors = running | beam.Create(range(1237)) | beam.Map(stamped)
+                for name, windows in (("fixed", window.FixedWindows(100)), ("sliding", window.SlidingWindows(100, 50))):
+                    results = tensors | name >> beam.WindowInto(windows)
+                    results = results | "run " + name >> kit.beam.RunInference(handler, mode="large", processes=1)
+                    results = results | "look " + name >> beam.ParDo(Look())
+                    starts = {n: [n // 100 * 100] for n in range(1237)}
+                    if name == "sliding":
+                        starts = {n: [n // 50 * 50, n // 50 * 50 - 50] for n in range(1237)}
+                    expected = [(n, 2 * n + 1, n, start) for n in range(1237) for start in starts[n]]
+                    results = results | "global " + name >> beam.WindowInto(window.GlobalWindows())
+                    assert_that(results, equal_to(expected), label="check " + name)
+            with beam.Pipeline(options=OPTIONS) as running:
+                examples = [n if n % 100 else str(n) for n in range(1237)]
+                step = kit.beam.RunInference(models.AddsOne(max_batch_size=50)).with_exception_handling()
+                good, bad = running | beam.Create(examples) | step
+                assert_that(good, equal_to([n + 1 for n in range(1237) if n % 100]), label="good")
+                letters = bad.failed_inferences | beam.Map(lambda letter: (letter[0], letter[1][0]))
+                assert_that(letters, equal_to([([str(n)], TypeError) for n in range(0, 1237, 100)]), label="bad")
+            print(json.dumps(sorted(one["handler"] for one in serving())))
+    """)
+    assert found == ["AddsOne", "PytorchModelHandlerTensor"]
+
+
 def test_a_killed_host_and_a_killed_deployment_lose_nothing(run: Run) -> None:
     """The model's host kills itself; then the whole deployment is killed while it computes."""
     found = run("""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import kit
 from kit import RunInference, errors
@@ -113,8 +114,6 @@ def test_the_whole_surface_works_from_another_process(runtime: Path) -> None:
 
 
 def test_arrays_tensors_tables_and_text_travel(runtime: Path) -> None:
-    import torch
-
     handler = kit.ModelHandler.from_callable(lambda: None, lambda batch, model: list(batch))
     with kit.deploy(handler, name="same", processes=1) as deployment:
         block = np.random.default_rng(0).random((300, 500), dtype=np.float32)
@@ -133,6 +132,23 @@ def test_arrays_tensors_tables_and_text_travel(runtime: Path) -> None:
         with pytest.raises(errors.UnsupportedType, match=r"builtins\.set"):
             deployment.predict([{1}])
         assert deployment.predict(["still there"])[0].inference == "still there"
+
+
+def test_predictions_are_made_when_they_are_read_where_that_is_asked_for(runtime: Path) -> None:
+    """As `predict` gives them: tensors in one block, plain lists, and batches that are answered out of order."""
+    rows = [torch.full((2,), float(number)) for number in range(150)]
+    texts = ["x" * (number * 37 % 150) for number in range(150)]
+    with kit.deploy(Factor(), name="factor", processes=1) as deployment:
+        made = list(deployment._submit(rows, None, unmade=True).result().made(tuple, list))
+        for one, expected in zip(made, deployment.predict(rows), strict=True):
+            assert one[0] is expected.example
+            assert torch.equal(one[1], expected.inference)
+        unmade = deployment._submit(list(range(150)), None, unmade=True).result()
+        assert len(unmade) == 150
+        assert list(unmade.made(tuple, list)) == [tuple(one) for one in deployment.predict(range(150))]
+    with kit.deploy(Factor(batch_length_fn=len, max_batch_size=8), name="sorted", processes=1) as deployment:
+        found = deployment._submit(texts, None, unmade=True).result()
+        assert found == deployment.predict(texts)
 
 
 def test_a_million_elements_come_back_in_order(runtime: Path) -> None:

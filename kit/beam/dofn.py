@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.utils.windowed_value import WindowedValue
 
 from kit import errors
 from kit.beam.core_handler import size_of
 from kit.beam.failures import Info, info_of
 from kit.beam.metrics import Reporter, sizes_of
-from kit.beam.results import as_beams, at, flat
+from kit.beam.results import all_as_beams, as_beams, flat
 from kit.beam.serving import Lease, Source
 from kit.beam.versions import Version, version_of
-from kit.beam.window import AT_ONCE, Place, Window
+from kit.beam.window import AT_ONCE, Window
+from kit.daemon.remote_deployment import RemoteDeployment
 from kit.engine.requests import Failure
 
 #: How many windows are under way.
@@ -57,6 +59,7 @@ class ServeDoFn(beam.DoFn):
     """Serves elements from the deployment of a source; see `kit.beam`.
 
     Results are emitted in the order of a bundle's elements, each in its element's window and at its timestamp.
+    Elements are in one window each: `ServeInWindows` is for those that may be in several.
     With dead letters, ``([example], (class, repr, traceback))`` of each that failed goes to the tag ``bad``.
     """
 
@@ -108,15 +111,14 @@ class ServeDoFn(beam.DoFn):
     def process(
         self,
         element: Any,
-        timestamp: Any = beam.DoFn.TimestampParam,
-        window: Any = beam.DoFn.WindowParam,
+        place: Any = beam.DoFn.WindowedValueParam,  # Beam makes no object for it, as it does for a timestamp
         model: Any = None,
     ) -> Iterable[Any]:
         if self._options.side_input:
             version = version_of(model, self._version)
             if self._lease is None or version != self._version:
-                return self._after_change(element, model, version, Place(timestamp, window))
-        if self._window.add(element, Place(timestamp, window)):
+                return self._after_change(element, model, version, place)
+        if self._window.add(element, place):
             self._send_window()
             return self._what_is_done()
         return ()
@@ -127,7 +129,7 @@ class ServeDoFn(beam.DoFn):
             yield from self._emit(self._sent[0])
             self._sent.popleft()
 
-    def _after_change(self, element: Any, model: Any, version: Version, place: Place) -> Iterator[Any]:
+    def _after_change(self, element: Any, model: Any, version: Version, place: WindowedValue) -> Iterator[Any]:
         """Answer what was sent to the version before, then take the element to the one that the side input names."""
         yield from self.finish_bundle()
         source = self._source if version is None else self._source.updated(version)
@@ -157,11 +159,15 @@ class ServeDoFn(beam.DoFn):
         try:
             window.deployment = self._lease.shared.deployment(options.timeout_s)
             window.sent_at = time.monotonic()
-            future = window.deployment.submit(
+            # Through a link predictions come in blocks, which needn't be objects before they are emitted.
+            can = isinstance(window.deployment, RemoteDeployment) and not options.prebatched
+            unmade = {"unmade": True} if can else {}
+            future = window.deployment._submit(
                 window.examples,
-                inference_args=options.inference_args,
+                options.inference_args,
                 isolate=options.exc_class is not None,
-                batch_timeout=options.timeout_s,
+                batch_timeout_s=options.timeout_s,
+                **unmade,
             )
         except Exception as error:
             future = Future()
@@ -174,7 +180,7 @@ class ServeDoFn(beam.DoFn):
             yield from self._emit(self._sent[0])
             self._sent.popleft()
 
-    def _results(self, window: Window) -> list[Any]:
+    def _results(self, window: Window) -> Any:
         """The answer of a window, which is sent anew when its deployment is gone."""
         while True:
             assert window.future is not None
@@ -195,7 +201,7 @@ class ServeDoFn(beam.DoFn):
     def _emit(self, window: Window) -> Iterator[Any]:
         options = self._options
         try:
-            results: Sequence[Any] = self._results(window)
+            results = self._results(window)
         except Exception as error:
             never_served = window.deployment is None and options.timeout_s is None
             if options.exc_class is None or never_served or not isinstance(error, errors.KitError | TimeoutError):
@@ -203,16 +209,22 @@ class ServeDoFn(beam.DoFn):
                 raise
             results = [Failure(example, error) for example in window.examples]  # type: ignore[arg-type]
         failures = 0
+        if options.exc_class is not None and type(results) is list:
+            failures = sum(type(result) is Failure for result in results)
+        if failures or options.prebatched:
+            yield from self._one_by_one(window, results)
+        else:
+            yield from map(WindowedValue.with_value, window.places, all_as_beams(results))
+        self._count(window, results, failures)
+
+    def _one_by_one(self, window: Window, results: Any) -> Iterator[Any]:
         for place, example, result in zip(window.places, window.examples, results, strict=True):
             if type(result) is Failure:
-                failures += 1
-                yield beam.pvalue.TaggedOutput(BAD, at(place, self._letter(example, result.error)))
-            elif options.prebatched:
-                for one in flat(result):
-                    yield at(place, one)
+                yield beam.pvalue.TaggedOutput(BAD, place.with_value(self._letter(example, result.error)))
+            elif self._options.prebatched:
+                yield from map(place.with_value, flat(result))
             else:
-                yield at(place, as_beams(result))
-        self._count(window, results, failures)
+                yield place.with_value(as_beams(result))
 
     def _letter(self, example: Any, error: BaseException) -> tuple[Any, Info]:
         """The dead letter of an example.
@@ -231,7 +243,7 @@ class ServeDoFn(beam.DoFn):
         if self._report is not None and batches:
             self._report.failed(batches)
 
-    def _count(self, window: Window, results: Sequence[Any], failures: int) -> None:
+    def _count(self, window: Window, results: Any, failures: int) -> None:
         if self._report is None:
             return
         self._count_failed(failures)
@@ -249,6 +261,19 @@ class ServeDoFn(beam.DoFn):
             self._report.batches(sizes, sum(map(self._count_bytes, good)), seconds)
         else:
             self._report.batches(sizes_of(len(good), self._options.batch_size), self._count_bytes(good), seconds)
+
+
+class ServeInWindows(ServeDoFn):
+    """The same where an element may be in several windows: Beam then brings it once for each."""
+
+    def process(  # type: ignore[override]  # Beam wants a side input to come last
+        self,
+        element: Any,
+        place: Any = beam.DoFn.WindowedValueParam,
+        window: Any = beam.DoFn.WindowParam,
+        model: Any = None,
+    ) -> Iterable[Any]:
+        return super().process(element, place, model)
 
 
 def _as_ours(error: Exception, timeout_s: float | None) -> Exception:

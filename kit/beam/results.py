@@ -1,24 +1,35 @@
-"""What the step emits: results of Beam's classes, each with the window and timestamp of its element."""
+"""What the step emits: results of Beam's classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from apache_beam.ml.inference.base import PredictionResult
-from apache_beam.utils.windowed_value import WindowedValue
 
-from kit.beam.window import Place
+from kit.daemon.jobs import Unmade
 from kit.handler import PredictionResult as OurResult
+
+#: Several times as fast as calling the class.
+_make_beams = partial(tuple.__new__, PredictionResult)
 
 
 def as_beams(result: Any) -> Any:
     """A result with Beam's class of PredictionResult in place of ours."""
     if type(result) is OurResult:
-        return PredictionResult(*result)
+        return _make_beams(result)
     if type(result) is tuple and len(result) == 2 and type(result[1]) is OurResult:
-        return result[0], PredictionResult(*result[1])
+        return result[0], _make_beams(result[1])
     return result
+
+
+def all_as_beams(results: list[Any] | Unmade) -> Iterable[Any]:
+    """The same of many, which are often of one class."""
+    if isinstance(results, Unmade):
+        return results.made(_make_beams, as_beams)
+    only_ours = set(map(type, results)) == {OurResult}
+    return map(_make_beams if only_ours else as_beams, results)
 
 
 def flat(result: Any) -> Iterable[Any]:
@@ -27,8 +38,3 @@ def flat(result: Any) -> Iterable[Any]:
         batch, values, model_id = result
         return [PredictionResult(example, value, model_id) for example, value in zip(batch, values, strict=True)]
     return map(as_beams, result)
-
-
-def at(place: Place, value: Any) -> WindowedValue:
-    """A value where an element belongs."""
-    return WindowedValue(value, place.timestamp, (place.window,))

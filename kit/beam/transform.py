@@ -7,10 +7,11 @@ from typing import Any, Self
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInferenceDLQ
+from apache_beam.transforms.window import FixedWindows, GlobalWindows
 
 from kit import errors
 from kit.beam.core_handler import core_of, counts_bytes, gives_results, largest_batch
-from kit.beam.dofn import BAD, Options, ServeDoFn
+from kit.beam.dofn import BAD, Options, ServeDoFn, ServeInWindows
 from kit.beam.serving import Source
 from kit.checks import check_handler, check_platform, check_positive
 from kit.daemon.remote_deployment import RemoteDeployment
@@ -157,7 +158,8 @@ class RunInference(beam.PTransform):
             from apache_beam.ml.inference.utils import WatchFilePattern
 
             model_pcoll = pcoll.pipeline | WatchFilePattern(file_pattern=self._pattern, **self._watching)
-        step = ServeDoFn(self._source, self._options(model_pcoll is not None))
+        alone = type(pcoll.windowing.windowfn) in (GlobalWindows, FixedWindows)
+        step = (ServeDoFn if alone else ServeInWindows)(self._source, self._options(model_pcoll is not None))
         side = {} if model_pcoll is None else {"model": beam.pvalue.AsSingleton(model_pcoll)}
         hints = {} if handler is None else handler.get_resource_hints()
         serve = beam.ParDo(step, **side).with_resource_hints(**hints)

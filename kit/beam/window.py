@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
+
+from apache_beam.utils.windowed_value import WindowedValue
 
 from kit.deployment import Deployment
 from kit.handler import _num_bytes
@@ -13,19 +15,16 @@ from kit.handler import _num_bytes
 AT_ONCE, AT_ONCE_BYTES = 512, 4 << 20
 
 
-class Place(NamedTuple):
-    """Where an element belongs."""
-
-    timestamp: Any
-    window: Any
-
-
 @dataclass
 class Window:
-    """Examples that are sent at once."""
+    """Examples that are sent at once.
+
+    Attributes:
+        places: the elements as they came, with window and timestamp.
+    """
 
     examples: list[Any] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    places: list[WindowedValue] = field(default_factory=list)
     most: int = AT_ONCE
     future: Future[list[Any]] | None = None
     deployment: Deployment | None = None
@@ -33,15 +32,19 @@ class Window:
     done_at: float = 0.0
     tries: int = 0
 
-    def add(self, element: Any, place: Place) -> bool:
+    def add(self, element: Any, place: WindowedValue) -> bool:
         """Take one more; True when it is full."""
         self.examples.append(element)
         self.places.append(place)
-        if len(self.examples) == 1:
-            # A whole number of the handler's batches.
-            most = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, _num_bytes(element))))
-            self.most = most if self.most > most else max(self.most, most // self.most * self.most)
-        return len(self.examples) >= self.most
+        count = len(self.examples)
+        if count == 1:
+            self._fit(element)
+        return count >= self.most
+
+    def _fit(self, element: Any) -> None:
+        """A whole number of the handler's batches."""
+        most = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, _num_bytes(element))))
+        self.most = most if self.most > most else max(self.most, most // self.most * self.most)
 
     @property
     def done(self) -> bool:

@@ -126,8 +126,8 @@ def stackable(values: list[Any]) -> Block | None:
         return None
 
     def stack(out: Any) -> None:
-        with torch.no_grad():
-            torch.stack([value.detach() for value in values], out=out)
+        with torch.no_grad():  # in place of detach(), which makes a tensor of each row
+            torch.stack(values, out=out)
 
     return of_tensor(first, (len(values), *first.shape), stack)
 

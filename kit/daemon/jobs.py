@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
 from kit import batching, errors
@@ -30,6 +31,39 @@ WINDOW, WINDOW_BYTES, AHEAD = 8192, 4 << 20, 3
 WINDOW_MEASURED = 2 * batching.WINDOW
 
 
+#: Rows that become objects at a time, of `Unmade`.
+FEW = 64
+
+
+class Unmade:
+    """Predictions that are made one by one when they are read, so that never all of them are objects at once.
+
+    Thousands of objects that live for a moment have Python's garbage collector look through all that the process has.
+    """
+
+    __slots__ = ("_examples", "_model_ids", "_plain", "_values")
+
+    def __init__(self, examples: Any, values: Any, model_ids: Any, *, plain: bool) -> None:
+        self._examples = examples
+        self._values = values
+        self._model_ids = model_ids if isinstance(model_ids, list) else repeat(model_ids)
+        self._plain = plain
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def made(self, prediction: Callable[[Any], Any], bare: Callable[[Any], Any]) -> Iterator[Any]:
+        """Each of them; `prediction` is given (example, value, model id), `bare` a result of a handler's own."""
+        rows = self._values
+        values: Iterable[Any] = rows
+        if isinstance(rows, Rows):
+            few = (rows[start : start + FEW].tolist() for start in range(0, len(rows), FEW))
+            values = chain.from_iterable(few)
+        if self._plain:
+            return map(bare, values)
+        return map(prediction, zip(self._examples, values, self._model_ids))  # noqa: B905 - repeat has no end
+
+
 class Job:
     """One `submit`; its future resolves to the predictions in order.
 
@@ -38,6 +72,7 @@ class Job:
         deadline: monotonic seconds, or None.
         window: examples that travel at once, at most.
         deaths: of workers that were asked directly before.
+        unmade: the future may resolve to `Unmade` predictions.
     """
 
     def __init__(
@@ -52,6 +87,7 @@ class Job:
         on_progress: Callable[[int], None] | None = None,
         window: int = WINDOW,
         deaths: int = 0,
+        unmade: bool = False,
     ) -> None:
         self.future: Future[list[Any]] = Future()
         self._connection = connection
@@ -62,7 +98,8 @@ class Job:
         self._batch_timeout_s = batch_timeout_s
         self._on_progress = on_progress
         self._deaths = deaths
-        self._results: list[Any] = [None] * len(rows)
+        self._unmade = unmade
+        self._results: Any = [None] * len(rows)
         self._left = len(rows)
         self._next = 0
         self._size = _window(rows, window)
@@ -136,10 +173,13 @@ class Job:
         for _ in range(decoder.value()):
             (where, plain, model_ids), values = decoder.value(), decoder.value()
             indices = range(*where) if isinstance(where, tuple) else where
-            values = values.tolist() if isinstance(values, Rows) else values
             if len(values) != len(indices):
                 raise Malformed("an answer of another length")
+            if self._unmade and where == (0, len(self._rows)):
+                self._results = Unmade(self._rows, values, model_ids, plain=plain)
+                break
             there = range(start + indices.start, start + indices.stop) if isinstance(indices, range) else None
+            values = values.tolist() if isinstance(values, Rows) else values
             if there is not None:
                 mine = values if plain else results_of(pick(self._rows, there), values, model_ids)
                 results[there.start : there.stop] = mine
