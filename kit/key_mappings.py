@@ -44,7 +44,7 @@ class KeyModelPathMapping:
     Attributes:
         keys: the keys.
         update_path: what the handler's ``update_model_path`` is given.
-        model_id: not used; `update_path` names the version in predictions.
+        model_id: names the version in Beam's metrics, as `update_path` does in predictions.
     """
 
     keys: Sequence[Hashable]

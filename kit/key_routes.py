@@ -88,6 +88,10 @@ class Routes:
         """The routes that are known now, by first key and path."""
         return {(route.key, route.path): route for route in list(self._by_key.values())}
 
+    def first_keys(self) -> dict[Hashable, Hashable]:
+        """For each key that is known now, the first of those that led to its model together with it."""
+        return {key: route.key for key, route in list(self._by_key.items())}
+
     def of(self, key: Any) -> Route:
         """The route of a key.
 

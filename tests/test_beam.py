@@ -148,6 +148,31 @@ def test_keyed_handlers_as_beams_own_gives_them() -> None:
     assert sorted(examples | ours(handler), key=repr) == sorted(expected, key=repr)
 
 
+def twice(pair: Any) -> Any:
+    return (pair[0], pair[1] * 2) if isinstance(pair, tuple) else pair * 2
+
+
+@pytest.mark.parametrize("handler", [base.MaybeKeyedModelHandler, base.KeyedModelHandler])
+def test_one_handler_for_all_keys(handler: Any) -> None:
+    """Keys are carried along, where there are any and there may be none; functions see them."""
+    keyed = list(enumerate(EXAMPLES))
+    made = handler(theirs.AddsOne())
+    check(keyed, ours(made), [(key, number + 1) for key, number in keyed])
+    made = made.with_preprocess_fn(twice).with_postprocess_fn(twice)
+    check(keyed, ours(made), [(key, (number * 2 + 1) * 2) for key, number in keyed])
+    if handler is base.MaybeKeyedModelHandler:
+        check(EXAMPLES, ours(made), [(number * 2 + 1) * 2 for number in EXAMPLES])
+    else:
+        with pytest.raises(Exception, match="object is not iterable"):
+            check(EXAMPLES, ours(made.with_preprocess_fn(lambda pair: pair // 2)), [])
+
+
+def test_an_example_without_a_key_is_named() -> None:
+    mappings = [base.KeyModelMapping([0], theirs.AddsOne())]
+    with pytest.raises(Exception, match=r"example 0, 1 \(a int\), has no key"):
+        check([1, 3], ours(base.KeyedModelHandler(mappings)), [])
+
+
 def test_environment_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KIT_TEST_FOO", raising=False)
     handler = kit.ModelHandler.from_callable(
@@ -341,6 +366,37 @@ def test_failed_batches_are_counted() -> None:
     assert metrics_of(done, "num_inferences", "AddsOne")[0].committed == 2
 
 
+@pytest.mark.parametrize("whose", ["ours", "Beam's"])
+def test_models_by_key_have_metrics_of_their_own(whose: str) -> None:
+    """Under the names that Beam's keyed handler gives them: of the first key of those that share a model."""
+    handler: Any = kit.KeyedModelHandler(
+        [kit.KeyModelMapping([0], models.AddsOne()), kit.KeyModelMapping([1, 2, 3], models.AddsOne())]
+    )
+    namespace = "KeyedModels"
+    if whose == "Beam's":
+        handler = base.KeyedModelHandler(
+            [base.KeyModelMapping([0], theirs.AddsOne()), base.KeyModelMapping([1, 2, 3], theirs.AddsOne())]
+        )
+        namespace = "BeamML_KeyedModels"
+    running = pipeline()
+    _ = running | beam.Create([*enumerate(EXAMPLES), (2, "x")]) | ours(handler).with_exception_handling()
+    done = running.run()
+    done.wait_until_finish()
+    found = done.metrics().query(MetricsFilter().with_namespace(namespace))
+    counters = {one.key.metric.name: one.committed for one in found["counters"]}
+    assert counters == {
+        "num_inferences": 4, "0-_num_inferences": 1, "1-_num_inferences": 3,
+        "failed_batches_counter": 1, "1-_failed_batches_counter": 1,
+    }  # fmt: skip
+    distributions = {one.key.metric.name: one.committed for one in found["distributions"]}
+    others = NAMES - {"num_inferences"}
+    assert set(distributions) == {f"{start}{name}" for start in ("", "0-_", "1-_") for name in others}
+    loads = [distributions[f"{start}load_model_latency_milli_secs"].count for start in ("", "0-_", "1-_")]
+    assert loads == [2, 1, 1]
+    assert distributions["1-_inference_request_batch_size"].sum == 3
+    assert distributions["1-_inference_request_batch_byte_size"].sum == 3 * 8
+
+
 def test_monitoring_sees_results_before_post_processing() -> None:
     class Monitor(beam.PTransform):
         def expand(self, results: Any) -> Any:
@@ -394,7 +450,10 @@ def test_a_side_input_names_other_models_for_some_keys() -> None:
         kit.KeyModelMapping(["a", "b"], models.GivesResults("ab")),
         kit.KeyModelMapping(["c"], models.GivesResults("c")),
     ]
-    updates = [(10, [base.KeyModelPathMapping(["a"], "v1")]), (20, [kit.KeyModelPathMapping(["c"], "v2")])]
+    updates = [
+        (10, [base.KeyModelPathMapping(["a"], "v1", "one")]),
+        (20, [kit.KeyModelPathMapping(["c"], "v2", "two")]),
+    ]
     running = pipeline()
     side = (
         running
@@ -410,12 +469,17 @@ def test_a_side_input_names_other_models_for_some_keys() -> None:
         | ours(kit.KeyedModelHandler(mappings), model_metadata_pcoll=side)
     )
     keep("by key", found)
-    running.run().wait_until_finish()
+    done = running.run()
+    done.wait_until_finish()
     ids = {1: {"a": "ab", "b": "ab", "c": "c"}, 12: {"a": "v1", "b": "ab", "c": "c"}}
     ids[25] = {**ids[12], "c": "v2"}
     expected = {(key, number, number + 1, ids[number][key]) for number in ids for key in "abc"}
     assert {(key, *result) for key, result in _kept["by key"]} == expected
     assert len(_kept["by key"]) == 9
+    counted = {result.key.metric.name: result.committed for result in done.metrics().query()["counters"]}
+    assert counted.pop("num_inferences") == 9
+    groups = {"a-": 2, "c-": 2, "a-one-": 2, "b-": 2, "c-two-": 1}
+    assert counted == {f"{group}_num_inferences": count for group, count in groups.items()}
 
 
 def test_several_models_in_a_side_input_are_refused() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from kit import batching
@@ -40,6 +40,12 @@ def counts_bytes(handler: Any) -> bool:
 def size_of(batch: Sequence[Any]) -> int:
     """Bytes of the arrays and texts of a batch."""
     return sum(map(_num_bytes, batch))
+
+
+def groups_of(handler: Any) -> dict[Hashable, Hashable] | None:
+    """Of models by key, the key that stands for each key: the first of its mapping; None where keys aren't listed."""
+    routes = getattr(handler, "routes", None)
+    return routes.first_keys() if routes is not None and routes.listed else None
 
 
 def largest_batch(handler: Any) -> int | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
@@ -14,8 +13,9 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from kit import errors
 from kit.beam.core_handler import size_of
+from kit.beam.counts import Counts
 from kit.beam.failures import Info, info_of
-from kit.beam.metrics import Reporter, sizes_of
+from kit.beam.options import Options
 from kit.beam.results import all_as_beams, as_beams, flat
 from kit.beam.serving import Lease, Source
 from kit.beam.versions import Version, version_of
@@ -28,31 +28,6 @@ AHEAD = 4
 #: How often a window is sent anew when the deployment that had it is gone.
 MOST_TRIES = 3
 BAD = "bad"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a step treats its examples.
-
-    Attributes:
-        inference_args: for ``run_inference``.
-        namespace: of the metrics, None when the handler reports its own.
-        exc_class: failures of these classes are dead letters; None fails the pipeline on any.
-        timeout_s: longest that loading, and one batch, may take.
-        prebatched: each example is a batch; its results are emitted one by one.
-        batch_size: the handler's ``max_batch_size``.
-        side_input: a side input names the model, so nothing is loaded before the first example.
-        own_bytes: the handler's own ``get_num_bytes`` counts the bytes of a batch.
-    """
-
-    inference_args: Mapping[str, Any] | None = None
-    namespace: str | None = None
-    exc_class: type[BaseException] | tuple[type[BaseException], ...] | None = None
-    timeout_s: float | None = None
-    prebatched: bool = False
-    batch_size: int | None = None
-    side_input: bool = False
-    own_bytes: bool = False
 
 
 class ServeDoFn(beam.DoFn):
@@ -72,17 +47,13 @@ class ServeDoFn(beam.DoFn):
     # ---- life --------------------------------------------------------------------------------
 
     def setup(self) -> None:
-        self._report = self._reporter()
         # Only where it must be is the handler unpickled here: its libraries may take more memory than all else.
-        self._count_bytes = self._source.handler().get_num_bytes if self._options.own_bytes else size_of
+        count_bytes = self._source.handler().get_num_bytes if self._options.own_bytes else size_of
+        self._counts = Counts(self._options, count_bytes)
         self._sent: deque[Window] = deque()
         self._window = self._new_window()
         if not self._options.side_input:
             self._lease = Lease(self._source)
-
-    def _reporter(self, prefix: str = "") -> Reporter | None:
-        namespace = self._options.namespace
-        return None if namespace is None else Reporter(namespace, prefix)
 
     def _new_window(self) -> Window:
         return Window(most=self._options.batch_size or AT_ONCE)
@@ -137,8 +108,8 @@ class ServeDoFn(beam.DoFn):
         if before is not None:
             before.release()
         self._version = version
-        if isinstance(version, str):  # Beam's metrics don't tell models by key apart
-            self._report = self._reporter(model.model_name)
+        if version is not None:
+            self._counts.use(model, by_key=isinstance(version, dict))
         if self._window.add(element, place):
             self._send_window()
 
@@ -205,7 +176,7 @@ class ServeDoFn(beam.DoFn):
         except Exception as error:
             never_served = window.deployment is None and options.timeout_s is None
             if options.exc_class is None or never_served or not isinstance(error, errors.KitError | TimeoutError):
-                self._count_failed(1)
+                self._counts.failed()
                 raise
             results = [Failure(example, error) for example in window.examples]  # type: ignore[arg-type]
         failures = 0
@@ -215,7 +186,8 @@ class ServeDoFn(beam.DoFn):
             yield from self._one_by_one(window, results)
         else:
             yield from map(WindowedValue.with_value, window.places, all_as_beams(results))
-        self._count(window, results, failures)
+        shared = self._lease.shared if self._lease is not None and window.deployment is not None else None
+        self._counts.window(window, results, failures, shared)
 
     def _one_by_one(self, window: Window, results: Any) -> Iterator[Any]:
         for place, example, result in zip(window.places, window.examples, results, strict=True):
@@ -235,32 +207,9 @@ class ServeDoFn(beam.DoFn):
         info = info_of(error)
         exc_class = self._options.exc_class
         if exc_class is None or not issubclass(info[0], exc_class):
-            self._count_failed(1)
+            self._counts.failed()
             raise error
         return (example if self._options.prebatched else [example]), info
-
-    def _count_failed(self, batches: int) -> None:
-        if self._report is not None and batches:
-            self._report.failed(batches)
-
-    def _count(self, window: Window, results: Any, failures: int) -> None:
-        if self._report is None:
-            return
-        self._count_failed(failures)
-        load = self._lease.shared.take_load() if self._lease is not None and window.deployment is not None else None
-        if load is not None:
-            self._report.loaded(*load)
-        if failures == len(results):
-            return
-        seconds = (window.done_at or time.monotonic()) - window.sent_at
-        good = window.examples
-        if failures:
-            good = [example for example, result in zip(good, results, strict=True) if type(result) is not Failure]
-        if self._options.prebatched:
-            sizes = [max(1, len(batch)) for batch in good]
-            self._report.batches(sizes, sum(map(self._count_bytes, good)), seconds)
-        else:
-            self._report.batches(sizes_of(len(good), self._options.batch_size), self._count_bytes(good), seconds)
 
 
 class ServeInWindows(ServeDoFn):

@@ -23,6 +23,8 @@ from kit.daemon.durations import parse_seconds
 from kit.deployment import Deployment
 from kit.engine.packing import pack
 
+#: Keys of a model (none where there is only one), seconds and bytes of a load of it.
+Load = tuple[tuple[Hashable, ...], float, int]
 _PROCESS = uuid.uuid4().hex
 #: Deployments of this process that pipelines may use as they are.
 _live: weakref.WeakValueDictionary[str, Deployment] = weakref.WeakValueDictionary()
@@ -158,6 +160,7 @@ class Shared:
         self.users = 0
         self._lock = threading.Lock()
         self._unreported = False
+        self._reported: dict[tuple[Hashable, ...], int] = {}  # loads of each model by key
         self._future = self._begin()
 
     def _begin(self) -> Future[Deployment]:
@@ -175,7 +178,7 @@ class Shared:
         except BaseException as error:
             future.set_exception(error)
             return
-        self._unreported = loaded
+        self._unreported, self._reported = loaded, {}
         future.set_result(deployment)
 
     def deployment(self, timeout: float | None = None) -> Deployment:
@@ -200,19 +203,30 @@ class Shared:
             if self._future.done() and self._future.exception() is not None:
                 self._future = self._begin()
 
-    def take_load(self) -> tuple[float, int] | None:
-        """Seconds and bytes of a load that nobody has reported yet."""
+    def take_loads(self) -> list[Load]:
+        """Loads that nobody has reported yet, where this process has started the deployment."""
         with self._lock:
             unreported, self._unreported = self._unreported, False
         if not unreported:
-            return None
+            return []
         try:
-            models = self.deployment()._models.rows()
+            rows = self.deployment()._models.rows()
         except errors.KitError:  # it has just gone: a figure is no reason to fail a bundle that has its results
             with self._lock:
                 self._unreported = True
-            return None
-        return sum(row.get("load_s") or 0.0 for row in models), sum(row.get("resident_bytes") or 0 for row in models)
+            return []
+        if not any("keys" in row for row in rows):
+            seconds = sum(row.get("load_s") or 0.0 for row in rows)
+            return [((), seconds, sum(row.get("resident_bytes") or 0 for row in rows))]
+        with self._lock:
+            self._unreported = True  # models by key are loaded one after the other, and again
+            return [load for row in rows for load in self._new_loads(row)]
+
+    def _new_loads(self, row: Mapping[str, Any]) -> list[Load]:
+        keys = tuple(row["keys"])
+        count = row["loads"] - self._reported.get(keys, 0)
+        self._reported[keys] = row["loads"]
+        return [(keys, row["load_s"] or 0.0, row["size_bytes"] or 0)] * count
 
     def close(self) -> None:
         """Let go of it once it serves, or fails to."""

@@ -10,8 +10,9 @@ from apache_beam.ml.inference.base import RunInferenceDLQ
 from apache_beam.transforms.window import FixedWindows, GlobalWindows
 
 from kit import errors
-from kit.beam.core_handler import core_of, counts_bytes, gives_results, largest_batch
-from kit.beam.dofn import BAD, Options, ServeDoFn, ServeInWindows
+from kit.beam.core_handler import core_of, counts_bytes, gives_results, groups_of, largest_batch
+from kit.beam.dofn import BAD, ServeDoFn, ServeInWindows
+from kit.beam.options import Options
 from kit.beam.serving import Source
 from kit.checks import check_handler, check_platform, check_positive
 from kit.daemon.remote_deployment import RemoteDeployment
@@ -70,6 +71,8 @@ class RunInference(beam.PTransform):
         self._identifier = model_identifier
         self._source = self._source_of(model_handler, wanted, keep_alive)
         self._inference_args = inference_args
+        if metrics_namespace is None and hasattr(model_handler, "get_metrics_namespace"):
+            metrics_namespace = model_handler.get_metrics_namespace()  # also of Beam's that the kit's stands in for
         self._namespace = metrics_namespace
         self._model_pcoll = model_metadata_pcoll
         self._pattern = watch_model_pattern
@@ -187,6 +190,7 @@ class RunInference(beam.PTransform):
             batch_size=None if handler is None else largest_batch(handler),
             side_input=side_input,
             own_bytes=handler is not None and counts_bytes(handler),
+            groups=None if handler is None else groups_of(handler),
         )
 
     def _map(self, pcoll: Any, functions: Sequence[Callable[[Any], Any]], what: str) -> tuple[Any, list[Any]]:
