@@ -19,6 +19,7 @@ from kit import errors
 from kit.daemon import protocol
 from kit.daemon.direct import ROW
 from kit.daemon.frames import OWN_FD
+from kit.daemon.ledger import RECORDS, Ledger, Record
 from tests.daemon_kernels import DOUBLE, SLOW, Kernel, wait_for
 from tests.models import Doubling
 from tests.test_daemon_hostile import header, is_closed, run_frame
@@ -257,6 +258,24 @@ def test_threads_of_a_kernel_ask_side_by_side(moody: Any) -> None:
         thread.join(60)
     assert not wrong
     assert moody.counters["accepted"] == moody.counters["answered"]
+
+
+def test_the_ledger_loses_nothing_and_says_when_it_is_full() -> None:
+    fd = Ledger.make()
+    worker, owner = Ledger(fd), Ledger(fd)
+    os.close(fd)
+    written = read = 0
+    for count in (1, RECORDS - 1, RECORDS, 7, RECORDS):
+        for _ in range(count):
+            assert not worker.full
+            written += 1
+            worker.add(Record(written, 2.0, 3.0, 0.5, 1, 1, 100, False))
+        assert worker.full == (count == RECORDS)
+        for record in owner.take():
+            read += 1
+            assert record == Record(read, 2.0, 3.0, 0.5, 1, 1, 100, 0.0)
+        assert read == written
+        assert owner.take() == []
 
 
 def test_a_killed_kernels_line_is_freed(runtime: Path, tmp_path: Path) -> None:
