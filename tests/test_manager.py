@@ -116,6 +116,22 @@ def test_a_budget_lowered_during_a_load_is_no_overshoot_of_that_load() -> None:
     assert (manager.used_bytes <= 80, manager.overshoot_bytes) == (True, 0)
 
 
+def test_the_table_tells_why_a_model_cannot_be_loaded_for_as_long_as_it_cannot() -> None:
+    manager = Shelf({"huge": 120, "small": 40}).manager(100)
+    with pytest.raises(errors.BudgetExceeded) as caught:
+        manager.acquire("huge")
+    manager.preload(["small"])
+
+    def said() -> dict[str, Any]:
+        return {row["name"]: row["error"] for row in manager.rows()}
+
+    assert said() == {"huge": caught.value.args[0], "small": None}
+    manager.resize(150)
+    assert said() == {"huge": None, "small": None}
+    manager.pin(["small"])
+    assert "40 B of it are pinned" in said()["huge"]
+
+
 def test_a_model_of_unknown_size_is_measured_and_its_overshoot_is_reported() -> None:
     shelf = Shelf({"a": 60, "b": 60, "big": 150})
     manager = shelf.manager(100, known=False)

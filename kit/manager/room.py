@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from kit import errors
 from kit.manager import policy as policies
-from kit.manager.entry import LOADING, RESIDENT, Entry
+from kit.manager.entry import EVICTED, LOADING, RESIDENT, Entry
 from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -128,6 +128,18 @@ class Room:
             f"the memory budget is {format_bytes(self.budget)} ({self.budget:,} bytes){beside}. Raise memory_budget, "
             f"{'unpin a model, ' if pinned else ''}or take a smaller model."
         )
+
+    def refusals(self, entries: Iterable[Entry]) -> dict[Hashable, str]:
+        """Why some models that aren't loaded couldn't be, as things are, by name."""
+        found: dict[Hashable, str] = {}
+        most = None if self.budget is None else self.budget - self.pinned_bytes()
+        for entry in entries:
+            if most is not None and entry.state == EVICTED and (entry.size_bytes or 0) > most:
+                try:
+                    self.check_fits(entry)
+                except errors.BudgetExceeded as error:
+                    found[entry.name] = str(error.args[0])
+        return found
 
     # ---- the line ----------------------------------------------------------------------------
 

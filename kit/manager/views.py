@@ -68,9 +68,14 @@ class Views:
 
         name; state ("loading", "resident", "host tier", "evicted", "failed"); size_bytes (None before it is known);
         hits, requests, loads, evictions; load_s (last), load_total_s; idle_s since it was last used (None: never);
-        score (the policy's, higher is kept longer); in_use (leases); pinned; error (text, None where none).
+        score (the policy's, higher is kept longer); in_use (leases); pinned; error (text, None where none;
+        also why a model couldn't be loaded under the budget as it is).
         """
         with self._traffic.changed:
             now, score = self._traffic.clock(), self._traffic.policy.score
-            found = [entry.row(now, score(entry.name)) for entry in self._entries.values()]
+            entries = list(self._entries.values())
+            found = [entry.row(now, score(entry.name)) for entry in entries]
+            refused = self._room.refusals(entries)
+        for row in found:
+            row["error"] = row["error"] or refused.get(row["name"])
         return sorted(found, key=lambda row: -row["score"])
