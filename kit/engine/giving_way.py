@@ -73,13 +73,18 @@ def giving_way() -> Iterator[None]:
     only the GIL changes hands sooner. Its share of the cores stays the same: with a lower priority a load would
     starve where all cores compute (as idle threads, loads of 12 s took 150).
     """
-    changed = _ask_for_slice(_LONG_NS)
+    changed = give_way()
     try:
         with _switching:
             yield
     finally:
         if changed:
             _ask_for_slice(0)  # the usual one
+
+
+def give_way() -> bool:
+    """Let others have this thread's core first until its end, see `giving_way`; True where that can be done."""
+    return _ask_for_slice(_LONG_NS)
 
 
 def _ask_for_slice(nanoseconds: int) -> bool:

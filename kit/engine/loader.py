@@ -15,7 +15,7 @@ from typing import Any
 
 from kit.engine import weights
 from kit.engine.child import Context
-from kit.engine.giving_way import giving_way
+from kit.engine.giving_way import give_way
 from kit.engine.local_model import LocalModel
 from kit.engine.model_store import Handlers, trouble_of
 from kit.engine.protocol import FAILED, LOADED, VERIFIED, VERIFY
@@ -25,11 +25,7 @@ from kit.mapped_files import in_mapped_files
 
 def main(context: Context) -> int:
     """Load, publish, check; returns the exit code."""
-    with giving_way():
-        return _main(context)
-
-
-def _main(context: Context) -> int:
+    give_way()  # to the end: giving back the memory of a large model takes a while, too
     handler = _handler_of(context)
     if handler is None:
         return 1
