@@ -7,6 +7,7 @@ import threading
 import xml.etree.ElementTree
 from concurrent.futures import Future
 from dataclasses import replace
+from html import escape
 
 import numpy as np
 import pytest
@@ -210,8 +211,21 @@ def test_the_table_is_sorted_by_score_and_escaped(snapshot):  # noqa: F811
     assert ">never<" in table
     assert "pinned" in model_table.draw(keyed(snapshot, [model("a", pinned=True)]))
     assert "no &quot;file&quot;" in table
+    assert model_table.draw(keyed(snapshot, FOUR)).count("<div") == table.count("<div") - 1
     assert "<b>&" not in topology.draw(keyed(snapshot, [model("<b>&")]))
     assert model_rows.name(model("key1", "key2", "foo", "bar", "baz")) == "key1, key2, foo +2"
+
+
+def test_what_keeps_a_model_from_being_loaded_is_said(snapshot):  # noqa: F811
+    error = "the model of 'huge' takes 400 MB, the memory budget is 200 MB. " + "Raise it. " * 20
+    said = model_rows.text(keyed(snapshot, [model("huge", state="evicted", error=error), model("fine")]))
+    (line,) = [line for line in said.splitlines() if line.startswith("  huge")]
+    assert "1 load, 0 evictions; the model of 'huge' takes 400 MB" in line
+    assert len(line) < 250
+    assert ";" not in next(line for line in said.splitlines() if line.startswith("  fine"))
+    table = model_table.draw(keyed(snapshot, [model("huge", state="evicted", error=error)]))
+    assert ">the model of &#x27;huge&#x27; takes 400 MB" in table
+    assert f'title="{escape(error)}"' in table
 
 
 def test_the_numbers_beside_the_timeline(snapshot):  # noqa: F811

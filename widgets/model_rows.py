@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kit.memory import format_bytes
+from kit.shorten import counted as counted_words
 from widgets.html import GREEN, GREY, ORANGE, SKY, VERMILLION, shortened
 
 if TYPE_CHECKING:
@@ -134,15 +135,23 @@ def text(snapshot: Snapshot) -> str:
         return ""
     lines = [f"models by key: {counted(rows)}; {of_budget(resident_bytes(rows), budget_of(snapshot))}"]
     best = by_score(rows)
-    lines += [
-        f"  {name(row)}: {in_words(row['state'])}, {format_bytes(size(row)) if size(row) else 'size unknown'}, "
-        f"{int(figure(row, 'hits')):,} hits, {int(figure(row, 'loads')):,} loads, "
-        f"{int(figure(row, 'evictions')):,} evictions"
-        for row in best[:SHOWN]
-    ]
+    lines += [f"  {name(row)}: {_line(row)}" for row in best[:SHOWN]]
     if len(best) > SHOWN:
         lines.append(f"  and {len(best) - SHOWN:,} more: {counted(best[SHOWN:])}")
     return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    """What is known of a model, in words."""
+    counts = [counted_words(int(figure(row, noun + "s")), noun) for noun in ("hit", "load", "eviction")]
+    words = ", ".join([in_words(row["state"]), format_bytes(size(row)) if size(row) else "size unknown", *counts])
+    return f"{words}; {shortened(trouble(row), 120)}" if trouble(row) else words
+
+
+def trouble(row: Row) -> str:
+    """Why its load failed, or can't be tried; empty when it could be loaded."""
+    error = row.get("error")
+    return error if isinstance(error, str) else ""
 
 
 def figure(row: Row, column: str) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kit.memory import format_bytes
 from widgets import model_rows
-from widgets.html import milliseconds, swatch
+from widgets.html import milliseconds, shortened, swatch
 from widgets.model_rows import SHOWN, STATES, Row, figure, in_words
 
 if TYPE_CHECKING:
@@ -47,8 +47,17 @@ def _row(row: Row) -> str:
         "never" if used is None or used != used else f"{used:,.0f} s ago",
         f"{int(figure(row, 'in_use')):,}" + (", pinned" if figure(row, "pinned") else ""),
     )
-    error = row.get("error")
-    title = f' title="{escape(error, quote=True)}"' if isinstance(error, str) else ""
     body = "".join(f"<td {_CELL}>{cell}</td>" for cell in cells)
-    key = f'<th scope="row" style="text-align:left;font-weight:normal">{escape(model_rows.name(row))}</th>'
-    return f"<tr{title}>{key}{body}</tr>"
+    key = (
+        f'<th scope="row" style="text-align:left;font-weight:normal">{escape(model_rows.name(row))}{_trouble(row)}</th>'
+    )
+    return f"<tr>{key}{body}</tr>"
+
+
+def _trouble(row: Row) -> str:
+    """What keeps a model from being loaded, in small letters below its name; all of it as a tooltip."""
+    error = model_rows.trouble(row)
+    if not error:
+        return ""
+    words = escape(shortened(error, 90))
+    return f'<div style="font-size:11px;max-width:26em" title="{escape(error, quote=True)}">{words}</div>'
