@@ -11,7 +11,7 @@ import pytest
 import kit
 from kit import errors
 from kit.local import forget
-from tests.models import Wide, clients
+from tests.models import Doubling, Wide, clients
 
 # A walk through all 12 ordered pairs of modes.
 WALK = ["default", "medium", "default", "large", "default", "shared", "medium"]
@@ -244,3 +244,14 @@ def test_the_first_look_after_a_switch_tells_the_true_rates():
             worker = table.loc["worker"]
             assert worker["examples"] == 1000
             assert worker["elements_per_s"] == pytest.approx(1000 / worker["uptime_s"], rel=0.05)
+
+
+def test_memory_is_known_at_the_very_moment_when_another_topology_takes_over():
+    with kit.deploy(Doubling(), processes=1) as deployment:
+        watch = deployment._watch
+        watch.stop()  # what it hasn't read before is read when it is asked for
+        deployment.switch("large", processes=2)
+        known = watch.memory()["pss_bytes"]
+        sizes = [row["pss_bytes"] for row in watch.rows()]
+        assert len(sizes) == 4
+        assert known == sum(sizes)

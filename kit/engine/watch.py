@@ -111,12 +111,13 @@ class Watch:
 
     def memory(self) -> dict[str, int]:
         """Bytes of all processes by what they hold; PSS, so that shared pages count once."""
+        processes = list(self._engine.topology.processes)
         samples = {sample.pid: sample for sample in self._sampler.latest()}
-        read = [
-            (process.report, samples[process.pid].memory)
-            for process in list(self._engine.topology.processes)
-            if process.pid in samples
-        ]
+        if any(process.alive and process.pid not in samples for process in processes):
+            # A switch has taken over since the last look: without its processes there would seem to be no memory.
+            self._sampler.tick()
+            samples = {sample.pid: sample for sample in self._sampler.latest()}
+        read = [(process.report, samples[process.pid].memory) for process in processes if process.pid in samples]
         forkserver = samples.get(self._engine.forkserver.pid)
         found = by_role(read, None if forkserver is None else forkserver.memory)
         on_gpu = [sample.gpu_bytes for sample in samples.values() if sample.gpu_bytes is not None]
