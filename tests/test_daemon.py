@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 import kit
 from kit import RunInference, errors
@@ -114,6 +113,8 @@ def test_the_whole_surface_works_from_another_process(runtime: Path) -> None:
 
 
 def test_arrays_tensors_tables_and_text_travel(runtime: Path) -> None:
+    import torch
+
     handler = kit.ModelHandler.from_callable(lambda: None, lambda batch, model: list(batch))
     with kit.deploy(handler, name="same", processes=1) as deployment:
         block = np.random.default_rng(0).random((300, 500), dtype=np.float32)
@@ -136,6 +137,8 @@ def test_arrays_tensors_tables_and_text_travel(runtime: Path) -> None:
 
 def test_predictions_are_made_when_they_are_read_where_that_is_asked_for(runtime: Path) -> None:
     """As `predict` gives them: tensors in one block, plain lists, and batches that are answered out of order."""
+    import torch
+
     rows = [torch.full((2,), float(number)) for number in range(150)]
     texts = ["x" * (number * 37 % 150) for number in range(150)]
     with kit.deploy(Factor(), name="factor", processes=1) as deployment:

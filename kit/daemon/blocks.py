@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kit import errors
+from kit.engine import tensor_bytes
 from kit.engine.codec import aligned
+from kit.engine.tensor_bytes import TensorBytes
 
 if TYPE_CHECKING:
     from kit.daemon.decoder import Decoder
@@ -104,6 +106,11 @@ def of_tensor(tensor: Any, shape: Sequence[int] | None = None, write: Any = None
     return Block(f"torch:{name}", shape, tensor.element_size(), fill)
 
 
+def of_bytes(block: TensorBytes) -> Block:
+    """The block of tensors that this process only passes on."""
+    return Block(f"torch:{block.dtype}", block.shape, block.array.itemsize, tensor_bytes.copier(block))
+
+
 def stackable(values: list[Any]) -> Block | None:
     """The block of a list of equal-shaped arrays or tensors, None when it isn't one."""
     first = values[0]
@@ -144,8 +151,12 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def read(decoder: Decoder) -> Any:
-    """The array or tensor that comes next: a view of the message's memory unless the decoder copies."""
+def read(decoder: Decoder, *, rows: bool = False) -> Any:
+    """The array or tensor that comes next: a view of the message's memory unless the decoder copies.
+
+    Args:
+        rows: it is for Rows, whose tensors may stay bytes.
+    """
     library, _, name = decoder.text().partition(":")
     dimensions = decoder.bytes(1)[0]
     if dimensions > MOST_DIMENSIONS:
@@ -154,7 +165,7 @@ def read(decoder: Decoder) -> Any:
     if library == "numpy":
         return _read_numpy(decoder, _numpy_dtype(name), shape)
     if library == "torch" and name in _TORCH_DTYPES:
-        return _read_torch(decoder, name, shape)
+        return _read_torch(decoder, name, shape, rows)
     raise ValueError(f"element type {library}:{name}")
 
 
@@ -169,7 +180,9 @@ def _read_numpy(decoder: Decoder, dtype: np.dtype[Any], shape: tuple[int, ...]) 
     return found.copy() if decoder.copy else found
 
 
-def _read_torch(decoder: Decoder, name: str, shape: tuple[int, ...]) -> Any:
+def _read_torch(decoder: Decoder, name: str, shape: tuple[int, ...], rows: bool) -> Any:
+    if rows and tensor_bytes.wanted():
+        return _read_bytes(decoder, name, shape)
     import torch
 
     dtype = getattr(torch, name)
@@ -181,6 +194,14 @@ def _read_torch(decoder: Decoder, name: str, shape: tuple[int, ...]) -> Any:
         return torch.empty(shape, dtype=dtype)
     flat = np.frombuffer(data, dtype=np.uint8)
     return torch.from_numpy(flat.copy() if decoder.copy else flat).view(dtype).view(shape)
+
+
+def _read_bytes(decoder: Decoder, name: str, shape: tuple[int, ...]) -> TensorBytes:
+    size = tensor_bytes.DTYPES[name].itemsize
+    for length in shape:
+        size *= length
+    data = decoder.buffer(size)
+    return TensorBytes.of(name, shape, bytes(data) if decoder.copy else data)
 
 
 # ---- tables -------------------------------------------------------------------------------------

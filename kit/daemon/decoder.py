@@ -179,7 +179,7 @@ _READERS: dict[bytes, Callable[[Decoder], Any]] = {
     b"m": lambda decoder: timedelta(*struct.unpack("<qqq", decoder.bytes(24))),
     b"A": lambda decoder: blocks.read(decoder),
     b"g": lambda decoder: blocks.read(decoder)[()],
-    b"R": lambda decoder: Rows(blocks.read(decoder)),
+    b"R": lambda decoder: Rows(blocks.read(decoder, rows=True)),
     b"W": lambda decoder: blocks.frame_of(decoder.read()),
     b"Q": lambda decoder: blocks.frames_of(decoder.read(), decoder.read()),
     b"P": _read_prediction,

@@ -16,6 +16,7 @@ from kit.daemon import blocks
 from kit.daemon.wire import DEPTH, F64, I64, U32
 from kit.engine.codec import Rows
 from kit.engine.requests import Failure
+from kit.engine.tensor_bytes import TensorBytes
 from kit.engine.trouble import Trouble
 from kit.handler import PredictionResult
 
@@ -212,7 +213,15 @@ def _write_array(encoder: Encoder, value: np.ndarray[Any, Any]) -> None:
 def _write_rows(encoder: Encoder, value: Rows) -> None:
     encoder.head += b"R"
     stacked = value.stacked
+    if type(stacked) is TensorBytes:
+        blocks.of_bytes(stacked).write(encoder)
+        return
     (blocks.of_tensor(stacked) if blocks.is_tensor(stacked) else blocks.of_numpy(stacked, stacked)).write(encoder)
+
+
+def _write_tensor_bytes(encoder: Encoder, value: TensorBytes) -> None:
+    encoder.head += b"A"
+    blocks.of_bytes(value).write(encoder)
 
 
 def _write_failure(encoder: Encoder, value: Failure) -> None:
@@ -237,6 +246,7 @@ _WRITERS: dict[type, Callable[[Encoder, Any], None]] = {
     timedelta: _write_timedelta,
     np.ndarray: _write_array,
     Rows: _write_rows,
+    TensorBytes: _write_tensor_bytes,
     PredictionResult: lambda encoder, value: encoder.items(b"P", value),
     Failure: _write_failure,
 }

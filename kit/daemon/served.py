@@ -23,8 +23,8 @@ from kit.daemon.protocol import CONNECTION, STOP
 from kit.daemon.session import Session
 from kit.daemon.turns import Turns
 from kit.daemon.wire import Malformed
-from kit.engine import system
-from kit.engine.asking import preload_of, works_on_tensors
+from kit.engine import system, tensor_bytes
+from kit.engine.asking import looks_into, preload_of, works_on_tensors
 from kit.engine.core import Engine
 from kit.engine.forkserver import environment
 from kit.engine.logs import Line
@@ -159,6 +159,8 @@ class Served:
 
     def update(self, model: Any, digest: str) -> None:
         """Hot update to a path or another handler."""
+        if hasattr(model, "load_model") and looks_into(model):
+            tensor_bytes.pass_on(False)
         self.serving().update_model(model)
         self.digest = digest
 
@@ -233,12 +235,13 @@ def rebuild(data: Any) -> Any:
 
 
 def _forkserver(handler: Any) -> ForkServer:
-    """The fork server of the deployment; while it starts, torch is imported here, too, where tensors will pass.
+    """The fork server of the deployment; while it starts, torch is imported here, too, where tensors are looked into.
 
-    Elsewhere it would take 130 MB for nothing; a tensor that comes all the same imports it then.
+    Elsewhere it would take 130 MB for nothing: tensors are passed on as bytes.
     """
+    tensor_bytes.pass_on(not looks_into(handler))
     found = ForkServer([*preload_of(handler), DOOR.rpartition(".")[0]])
-    if works_on_tensors(handler):
+    if looks_into(handler) and works_on_tensors(handler):
         import torch  # noqa: F401
     return found
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kit import batching
+
 
 def preload_of(handler: Any) -> list[str]:
     """Modules that the fork server imports for a handler, ours or Beam's."""
@@ -24,6 +26,11 @@ def works_on_tensors(handler: Any) -> bool:
             return True
         handler = getattr(handler, "_base", None)  # of Beam's wrappers
     return False
+
+
+def looks_into(handler: Any) -> bool:
+    """True when the owner looks into examples or predictions: for keys, or by functions of the handler's."""
+    return bool(getattr(handler, "keyed", False)) or any(map(callable, batching.options_of(handler).values()))
 
 
 _OF_TENSORS = ("kit.handlers.torch_inference", "apache_beam.ml.inference.pytorch_inference")

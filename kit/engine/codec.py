@@ -21,6 +21,9 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from kit.engine import tensor_bytes
+from kit.engine.tensor_bytes import TensorBytes
+
 PICKLE, NUMPY, TORCH, LONG = 0, 1, 2, 3
 ALIGN = 64
 
@@ -30,7 +33,7 @@ Fill = Callable[[memoryview], None]
 class Rows(Sequence[Any]):
     """Examples or predictions that lie in one block, `stacked[i]` being the i-th of them.
 
-    `stacked` is a numpy array or a torch tensor of shape [n, ...]. Rows are made on demand.
+    `stacked` is a numpy array or a torch tensor of shape [n, ...], or its `TensorBytes`. Rows are made on demand.
     """
 
     __slots__ = ("stacked",)
@@ -70,6 +73,8 @@ def concatenate(parts: list[Any]) -> Any:
         blocks = [part.stacked for part in parts]
         first = blocks[0]
         if all(b.dtype == first.dtype and b.shape[1:] == first.shape[1:] for b in blocks):
+            if isinstance(first, TensorBytes):
+                return Rows(tensor_bytes.joined(blocks))
             if hasattr(first, "unbind"):
                 import torch
 
@@ -131,14 +136,12 @@ def decode(kind: int, head: bytes | memoryview, buffers: list[Any]) -> Any:
     if kind == LONG:
         return _decode_long(head, buffers[0])
     dtype, shape = _layout(bytes(head))
+    if kind == TORCH and tensor_bytes.wanted():
+        return Rows(TensorBytes.of(dtype, shape, buffers[0]))
     flat = np.frombuffer(buffers[0], dtype=np.uint8 if kind == TORCH else dtype)
     if kind == NUMPY:
         return Rows(flat.reshape(shape))
-    import torch
-
-    if not flat.size:
-        return Rows(torch.empty(shape, dtype=getattr(torch, dtype)))
-    return Rows(torch.from_numpy(flat).view(getattr(torch, dtype)).view(shape))
+    return Rows(tensor_bytes.tensor_from(dtype, shape, flat))
 
 
 @lru_cache(maxsize=512)
@@ -186,6 +189,8 @@ def _encode_block(block: Any) -> Payload | None:
         if block.dtype.hasobject or block.dtype.names:
             return None
         return _numpy_payload(block.shape, block.dtype, lambda out: np.copyto(out, block))
+    if isinstance(block, TensorBytes):
+        return Payload(TORCH, tensor_bytes.head_of(block), [block.nbytes], [tensor_bytes.copier(block)])
     torch = sys.modules["torch"]
     if block.dtype in _torch_plain(torch):
         return _torch_payload(torch, tuple(block.shape), block.dtype, lambda out: out.copy_(block))

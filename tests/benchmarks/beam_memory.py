@@ -22,8 +22,8 @@ EVERY_S = 0.25
 def figures() -> list[Figure]:
     """Highest PSS, summed over Beam's workers and, for ours, the daemon's processes; of rows of two kinds.
 
-    Nothing is promised of tensors: with them every worker of Beam's imports torch, ours too, beside those of the
-    deployment, while Beam's model lies in a worker that has it already.
+    Nothing is promised of tensors: with them every worker of Beam's imports torch, ours too, and a host of its own has
+    it once more, while Beam's model lies in a worker that has it already.
     """
     with runtime_folder():
         return [_figure("arrays", beam_steps.wide_row, AT_MOST), _figure("tensors", beam_steps.wide_tensor, None)]
