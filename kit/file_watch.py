@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kit import errors
+from kit.shorten import counted, shorten
 
 if TYPE_CHECKING:
     from kit.deployment import Deployment
@@ -75,7 +76,10 @@ class ModelWatch:
 
     def __repr__(self) -> str:
         state = "looking" if self.running else "stopped"
-        return f"<watch of {self.pattern!r}: {state}, {len(self.updates)} updates, {len(self.errors)} errors>"
+        words = f"{state}, {counted(len(self.updates), 'update')}, {counted(len(self.errors), 'error')}"
+        if self.error is not None:
+            words += f"; the newest file isn't served: {shorten(_words(self.error), 200)}"
+        return f"<watch of {self.pattern!r}: {words}>"
 
     # ---- the thread --------------------------------------------------------------------------
 
@@ -116,13 +120,17 @@ class ModelWatch:
         except Exception as error:
             if self._ended():
                 return
-            words = str(error.args[0]) if error.args else repr(error)
-            deployment.note("warning", f"{path} isn't served, the model before goes on: {words}")
+            deployment.note("warning", f"{path} isn't served, the model before goes on: {_words(error)}")
             self.error = error
             self.errors.append((path, error))
         else:
             self.error = None
             self.updates.append(path)
+
+
+def _words(error: Exception) -> str:
+    """What an error says, without the traceback of another process."""
+    return str(error.args[0]) if error.args else repr(error)
 
 
 def _look(path: str) -> Version | None:

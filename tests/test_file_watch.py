@@ -81,6 +81,7 @@ def test_a_broken_file_never_replaces_a_good_model(deployment: kit.Deployment, f
     assert str(folder / "v2.pt") in str(watch.error)
     noted = " ".join(event.text for event in deployment._engine.history.events())
     assert "v2.pt isn't served, the model before goes on" in noted
+    assert "looking, 0 updates, 1 error; the newest file isn't served: " in repr(watch)
     # The same file isn't tried again and again, and mended it serves.
     looked = len(watch.errors)
     (folder / "v2.pt").write_bytes(whole)
@@ -88,6 +89,7 @@ def test_a_broken_file_never_replaces_a_good_model(deployment: kit.Deployment, f
     assert answer(deployment) == 15.0
     assert watch.error is None
     assert len(watch.errors) == looked
+    assert repr(watch).endswith("looking, 1 update, 1 error>")
     # A file of another model is no model for this class.
     torch.save({"other": torch.zeros(1)}, folder / "v3.pt")
     until(lambda: len(watch.errors) == looked + 1, "the second error")
