@@ -101,6 +101,26 @@ def test_a_chosen_mode_is_predicted_before_it_is_applied(deployment, panel):
     assert 'data-mode="large"' in panel._view.topology.value
 
 
+def test_what_is_chosen_while_others_switch_stays_chosen(deployment, panel):
+    panel.choose("medium", threads=2).result(10)
+    deployment.switch("large", processes=3)
+    until(lambda: panel._view.controls.numbers["processes"].value == 3, "what nobody has chosen here follows")
+    assert panel._redraw.wanted(deployment) == {"mode": "medium", "threads": 2, "model_copies": 2}
+    panel.choose(memory_budget="1gb").result(10)
+    panel.apply().result(30)
+    assert (deployment.mode, deployment.settings.threads) == ("medium", 2)
+    until(lambda: panel._view.controls.budget.value == "1 GB", "the budget as it is written here")
+    assert panel._redraw.wanted(deployment) == {}
+
+
+def test_a_choice_made_as_a_switch_ends_is_applied(deployment, panel):
+    for mode in ("large", "shared", "medium", "default"):
+        panel.choose(mode).result(10)
+        panel.refresh().result(10)
+        panel.apply().result(30)
+        assert deployment.mode == mode
+
+
 def test_batching_is_changed_live(deployment, panel):
     deployment.predict([1])
     panel.choose(max_batch_size=2).result(10)

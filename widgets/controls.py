@@ -36,6 +36,7 @@ class Controls:
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         self._showing = False
+        self._served: dict[str, Any] = {}
         self.mode = widgets.RadioButtons(
             options=[(EXPLAINED[mode], mode) for mode in MODES],
             description="Mode",
@@ -78,15 +79,25 @@ class Controls:
         self.numbers["model_copies"].disabled = self.mode.value != "medium"
 
     def show(self, settings: Settings, batching: Mapping[str, Any]) -> None:
-        """Set the form to what is served."""
-        self.set(
-            mode=settings.mode,
-            processes=settings.processes,
-            threads=settings.threads,
-            model_copies=settings.model_copies if settings.mode == "medium" else 2,
-            memory_budget=settings.memory_budget or "",
+        """Set the form to what is served; what was chosen since it showed that before, and not applied, stays."""
+        served = {
+            "mode": settings.mode,
+            "processes": settings.processes,
+            "threads": settings.threads,
+            "model_copies": settings.model_copies if settings.mode == "medium" else 2,
+            "memory_budget": settings.memory_budget or "",
             **{name: batching.get(name) or 0 for name in _BATCHING},
-        )
+        }
+        before, self._served = self._served, served
+        self.set(**{name: value for name, value in served.items() if self._is(name, before.get(name), value)})
+
+    def _is(self, name: str, *values: Any) -> bool:
+        """Whether a control has one of these values, as far as it was ever given one."""
+        if values[0] is None:
+            return True
+        if name == "memory_budget":
+            return any(_same_budget(self.budget.value, value) for value in values)
+        return (self.mode if name == "mode" else self.numbers[name]).value in values
 
     def set(self, **values: Any) -> None:
         """Set some controls, without calling `on_change`.
@@ -148,6 +159,16 @@ def _checked(name: str, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidSetting(f"{name}={value!r}: give a whole number from {low} to {high}.")
     return value
+
+
+def _same_budget(text: str, size: int | str) -> bool:
+    """Whether the form says a number of bytes, "" for none."""
+    from kit.memory import parse_bytes
+
+    try:
+        return (parse_bytes(text.strip()) if text.strip() else "") == size
+    except InvalidSetting:
+        return False
 
 
 def _budget_text(value: int | float | str | None) -> str:
