@@ -38,11 +38,12 @@ def test_the_lesson_switches_with_clicks_under_load(opened: Opened) -> None:
     assert "weights segment:" in panel.topology
     page.shot("02-shared", ".kit-panel")
 
+    # The switch is told once what it replaced has finished, which is after the first answers of the new mode.
+    page.wait_for(lambda: "switch: large → shared" in ask(page)["text"], 60, "the end of the switch")
     said = ask(page)
     assert said["modes"] == ["shared"]
     assert said["seen"] == ["default", "large", "shared"]
     assert "switch: default → large" in said["text"]
-    assert "switch: large → shared" in said["text"]
     assert {str(pid) for pid in said["pids"]} > panel.pids
     assert said["failed"] == 0
     first = next(at for at, rate in enumerate(said["rates"]) if rate)
