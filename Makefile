@@ -25,7 +25,7 @@ demo: $(READY) ## serve MiniLM in all four modes; print the comparison and the p
 lab: $(READY) ## open JupyterLab on the first lesson
 	$(PY) -m jupyterlab $(AS_ROOT) notebooks/01_basic_inference.ipynb
 
-# One thread in the notebooks' own process: beside busy workers a pool on the same cores crawls.
+# One thread in the notebooks' own processes: two run at once, and neither knows of the other's busy workers.
 test: lint assets browser ## lint, unit tests, browser tests and every notebook
 	$(PY) -m pytest $(TWO) -m "not gpu"
 	@if [ -n "$(NOTEBOOKS)" ]; then set -x; KIT_FAST=1 OMP_NUM_THREADS=1 $(PY) -m pytest $(TWO) --nbmake --timeout=900 $(NOTEBOOKS); \

@@ -134,7 +134,7 @@ def _environment(folder: Path) -> dict[str, str]:
         (folder / name).mkdir()
     folders = {name: str(folder / place) for name, place in places.items()}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    # One thread in the kernel itself: two busy pools on the same cores would crawl.
+    # One thread in the kernel itself: other tests' workers, of which it knows nothing, are busy beside it.
     return {**os.environ, **folders, "KIT_FAST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
