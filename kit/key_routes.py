@@ -9,9 +9,25 @@ from typing import Any
 
 from kit.errors import InvalidSetting, KitError, ModelLoadFailed, UnknownKey, UnsupportedInput
 from kit.key_mappings import check_function, check_inner, mapping_of, path_updates, short
+from kit.shorten import shorten
 
 #: Keys named in a message at most.
 SHOWN = 8
+
+
+def key_of(pair: Any, position: int | None = None) -> Any:
+    """The key of a (key, example); `position` of the example, where it is known, goes into the message.
+
+    Raises:
+        UnsupportedInput: it is no pair.
+    """
+    if isinstance(pair, (tuple, list)) and len(pair) == 2:
+        return pair[0]
+    which = "an example" if position is None else f"example {position}"
+    raise UnsupportedInput(
+        f"{which}, {shorten(repr(pair), 80)} (a {type(pair).__name__}), has no key: a keyed handler takes pairs "
+        "(key, example)."
+    )
 
 
 class KeyModel:

@@ -9,7 +9,7 @@ from kit.checks import count, seconds
 from kit.errors import InvalidSetting, WrongPredictionCount
 from kit.handler import ModelHandler, PredictionResult, _num_bytes
 from kit.key_mappings import KeyModelMapping, KeyModelPathMapping, check_inner, short
-from kit.key_routes import Routes
+from kit.key_routes import Routes, key_of
 from kit.sizes import parse_bytes
 
 __all__ = ["KeyModelMapping", "KeyModelPathMapping", "KeyedModelHandler", "MaybeKeyedModelHandler"]
@@ -102,7 +102,8 @@ class KeyedModelHandler(ModelHandler):
         """(key, prediction) for each (key, example), in the order of `batch`."""
         if self.unkeyed is None:
             return list(model.run(batch, inference_args))
-        keys, examples = [pair[0] for pair in batch], [pair[1] for pair in batch]
+        keys = [pair[0] if type(pair) is tuple and len(pair) == 2 else key_of(pair) for pair in batch]
+        examples = [pair[1] for pair in batch]
         return list(zip(keys, self._run_one(examples, model, inference_args), strict=True))
 
     def _run_one(self, examples: list[Any], model: Any, inference_args: Mapping[str, Any] | None) -> list[Any]:

@@ -56,6 +56,15 @@ def test_answers_are_alike_in_every_mode_and_models_stay_within_the_budget(mode:
         assert {"load", "evict"} <= {event.kind for event in deployment._engine.history.events()}
 
 
+@pytest.mark.parametrize("example", [7, "ab"])
+def test_one_handler_for_all_keys_refuses_an_example_without_one(example: object) -> None:
+    with kit.deploy(KeyedModelHandler(Weighted(3))) as deployment:
+        failures = ([("a", 1), example] | RunInference(deployment).with_exception_handling()).failures
+        assert [failure.example for failure in failures] == [example]
+        assert isinstance(failures[0].error, errors.UnsupportedInput)
+        assert f"an example, {example!r} (a {type(example).__name__}), has no key" in str(failures[0].error)
+
+
 def test_one_handler_for_all_keys_can_be_shared_too() -> None:
     handler = KeyedModelHandler(Weighted(3, max_batch_size=8))
     with kit.deploy(handler, mode="shared", processes=2) as deployment:

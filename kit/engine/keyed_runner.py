@@ -18,7 +18,7 @@ from kit.engine.local_model import Compute
 from kit.engine.requests import results_of
 from kit.engine.runner import Outcome, Runner
 from kit.engine.trouble import Trouble
-from kit.key_routes import Route
+from kit.key_routes import Route, key_of
 
 #: Time for which a model is leased at once, seconds, whole batches allowing.
 SLICE_S = 0.2
@@ -169,7 +169,7 @@ def groups_of(
         if skip and position in skip:
             continue
         try:
-            by_key[pair[0] if type(pair) is tuple and len(pair) == 2 else _key_of(pair, position)].append(position)
+            by_key[pair[0] if type(pair) is tuple and len(pair) == 2 else key_of(pair, position)].append(position)
         except errors.KitError as error:
             if not isolate:
                 raise
@@ -248,16 +248,6 @@ class _RouteRunner:
         cost = (time.perf_counter() - began) / len(examples)
         self._cost_s = cost if not self._cost_s else (self._cost_s + cost) / 2
         return outcome
-
-
-def _key_of(pair: Any, position: int) -> Any:
-    if isinstance(pair, (tuple, list)) and len(pair) == 2:
-        return pair[0]
-    text = repr(pair)
-    raise errors.UnsupportedInput(
-        f"example {position}, {text if len(text) <= 80 else text[:77] + '...'} (a {type(pair).__name__}), has no "
-        "key: a keyed handler takes pairs (key, example)."
-    )
 
 
 def _all_failed(troubles: list[Trouble]) -> Outcome:
