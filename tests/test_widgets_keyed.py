@@ -361,6 +361,15 @@ def test_the_slider_follows_what_is_served_and_reports_what_a_user_moves(snapsho
     assert moved == [300_000_000]
 
 
+def test_a_browser_learns_bounds_and_value_of_the_slider_together(snapshot, monkeypatch):  # noqa: F811
+    view = ModelsView(print)
+    sent = []
+    monkeypatch.setattr(type(view.slider), "send_state", lambda slider, key=None: sent.append(set(key)))
+    view.draw(keyed(snapshot, FOUR, budget="200MB"), ModelLog(60))
+    (together,) = [keys for keys in sent if "value" in keys]
+    assert {"min", "max", "step"} <= together
+
+
 def test_while_a_switch_is_under_way_the_latest_budget_waits():
     posted, set_to, busy = [], [], threading.Event()
 

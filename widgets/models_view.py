@@ -107,8 +107,9 @@ class ModelsView:
         self._shown_budget = budget, low, high
         self._showing = True
         try:
-            # Without an order that holds, a bound would be set beyond the other and refused.
-            with self.slider.hold_trait_notifications():
+            # Without an order that holds, a bound would be set beyond the other and refused. And one message for all:
+            # a browser that has the new bounds without the new value may move the slider into them, and say so.
+            with self.slider.hold_sync(), self.slider.hold_trait_notifications():
                 self.slider.max = max(high, self.slider.min)
                 self.slider.min = low
                 self.slider.max = high
