@@ -99,12 +99,6 @@ def weigh(model: Any) -> Weighed | None:
     return Weighed(size, in_mapped_files(spans), elsewhere)
 
 
-def measure(model: Any) -> int | None:
-    """Bytes of a loaded model, None if it can't be pickled."""
-    weighed = weigh(model)
-    return None if weighed is None else weighed.size_bytes
-
-
 class _AnyDevice(BufferPickler):
     """Collects storages of other devices as well, each once, in `elsewhere`."""
 

@@ -33,7 +33,7 @@ class Answers:
             total = now - part.request.accepted_at
             queue = max(0.0, began - part.request.accepted_at)
             self.latency.record(total, min(queue, total), min(message.spent, total), len(part.indices))
-        self._made = {"pid": lane.process.pid, "mode": lane.mode, "seconds": now - began}
+        self._made = _made(lane, now - began)
 
     def deliver(self, chunk: Chunk, values: Any, model_ids: Any, plain: bool, troubles: dict[int, Trouble]) -> None:
         """Hand the answers of a chunk to the requests that its parts belong to."""
@@ -57,8 +57,7 @@ class Answers:
 
     def show(self, lane: Lane, example: Any, result: Any, seconds: float) -> None:
         """Note the latest of the answers that a thread gave directly."""
-        made = {"pid": lane.process.pid, "mode": lane.mode, "seconds": seconds}
-        self.latest = {**made, "example": example, "result": result}
+        self.latest = {**_made(lane, seconds), "example": example, "result": result}
 
     def fail(self, chunk: Chunk, trouble: Trouble) -> list[Chunk]:
         """Fail a chunk; of one with several requests, or examples that may fail alone, the pieces to try instead."""
@@ -76,3 +75,8 @@ class Answers:
         else:
             for request, _ in chunk.parts:
                 request.fail_all(trouble.error())
+
+
+def _made(lane: Lane, seconds: float) -> dict[str, Any]:
+    """What made an answer: the process, its mode, and how long it took."""
+    return {"pid": lane.process.pid, "mode": lane.mode, "seconds": seconds}
