@@ -22,11 +22,11 @@ from tests.test_widgets_pictures import second, snapshot  # noqa: F401 - a fixtu
 from tests.widgets_helpers import until
 from widgets import ServingPanel, model_rows, model_table, slots, topology
 from widgets.budget import BudgetMoves
+from widgets.marks import marks_of
 from widgets.memory_plot import memory_facts
 from widgets.model_log import ModelLog
 from widgets.model_timeline import ModelTimeline
 from widgets.models_view import ModelsView, bounds
-from widgets.plots import marks_of
 
 
 def model(*keys, state="resident", **more):

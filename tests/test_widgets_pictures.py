@@ -17,8 +17,9 @@ from kit.settings import Settings
 from tests.models import Doubling
 from widgets import html, kernels, topology
 from widgets.legend import legend
+from widgets.marks import Mark, marks
 from widgets.memory_plot import MemoryPlot, memory_facts
-from widgets.plots import YOUNG, Mark, ThroughputPlot, marks
+from widgets.plots import YOUNG, ThroughputPlot
 from widgets.race import Lap, RacePlot
 from widgets.twin import bundle, stitched
 
@@ -154,6 +155,28 @@ def test_the_plots_change_with_what_they_show_and_are_transparent(snapshot):
         pixels = np.asarray(Image.open(io.BytesIO(png)))
         assert pixels[0, 0, 3] == 0
         assert (pixels[:, :, 3] == 0).mean() > 0.5
+
+
+def test_a_frame_on_what_stands_still_is_the_frame_drawn_afresh(snapshot):
+    for make, draw in (
+        (ThroughputPlot, lambda plot, found: plot.draw(found)),
+        (MemoryPlot, lambda plot, found: plot.draw(found, None, None)),
+    ):
+        kept = make()
+        draw(kept, snapshot)
+        still = kept._still
+        rows = [{**one, "elements_per_s": 24.0, "libraries_bytes": int(38e7)} for one in snapshot.rows]
+        later = replace(snapshot, rows=rows, events=[Event(1030.0, "death", "host 1 was killed on purpose")])
+        frame = draw(kept, later)
+        assert kept._still is still
+        afresh = make()
+        draw(afresh, snapshot)
+        afresh._still = None
+        assert frame == draw(afresh, later)
+        more = [{**one, "elements_per_s": 90.0, "libraries_bytes": int(38e8)} for one in snapshot.rows]
+        draw(kept, replace(snapshot, rows=more))
+        assert kept._still is not still
+        assert kept._timed[0].get_ylim()[1] > 90
 
 
 def test_the_memory_of_a_gpu_stands_beside(snapshot):

@@ -11,7 +11,8 @@ from matplotlib.patches import Rectangle
 
 from kit.memory import format_bytes, memory_limit
 from widgets.html import GREY, PURPLE, ROLES, VERMILLION
-from widgets.plots import WIDTH_PX, YOUNG, TimePlot, marks_of
+from widgets.marks import marks_of
+from widgets.plots import WIDTH_PX, YOUNG, TimePlot
 
 if TYPE_CHECKING:
     from kit.settings import Settings
@@ -42,7 +43,7 @@ class MemoryPlot(TimePlot):
         for name in _STACK:
             layer = PolyCollection([], facecolor=ROLES[name][1], edgecolor="none", alpha=_ALPHA[name], zorder=2)
             self.stack.add_collection(layer, autolim=False)
-            self._layers.append(layer)
+            self._layers.append(self.moving(layer))
         self.gpu: Any = None
         self._now = [self._bar(0.15, ROLES[name][1], alpha=_ALPHA[name]) for name in _STACK]
         self._ghost = [self._bar(1.15, "none", edge=ROLES[name][1]) for name in _STACK]
@@ -50,17 +51,21 @@ class MemoryPlot(TimePlot):
         self._limit = [self._level(axes, GREY, (0, (1, 1.5))) for axes in (self.stack, self.bars)]
         self._words = {
             # White on its own dark ground: it may lie on any layer, on a light page or a dark one.
-            name: self.stack.text(
-                *(0, 0, ""),
-                fontsize=9,
-                color="white",
-                va="bottom",
-                zorder=6,
-                bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+            name: self.moving(
+                self.stack.text(
+                    *(0, 0, ""),
+                    fontsize=9,
+                    color="white",
+                    va="bottom",
+                    zorder=6,
+                    bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+                )
             )
             for name, colour in (("budget", "#A84600"), ("limit", "#555555"))
         }
-        self._totals = [self.bars.text(x, 0, "", fontsize=9, color=GREY, ha="center", va="bottom") for x in (0.5, 1.5)]
+        self._totals = [
+            self.moving(self.bars.text(x, 0, "", fontsize=9, color=GREY, ha="center", va="bottom")) for x in (0.5, 1.5)
+        ]
         self.bars.set_xlim(0, 2)
         self.bars.set_yticks([])
         self.stack.locator_params(axis="y", nbins=5)
@@ -70,11 +75,10 @@ class MemoryPlot(TimePlot):
         patch = Rectangle((x, 0), 0.7, 0, facecolor=face, alpha=alpha, linewidth=0, zorder=2)
         if edge is not None:
             patch.set(edgecolor=edge, hatch="///", linewidth=1.6, linestyle="--", zorder=3)
-        self.bars.add_patch(patch)
-        return patch
+        return self.moving(self.bars.add_patch(patch))
 
     def _level(self, axes: Any, colour: str, style: Any) -> Any:
-        return axes.axhline(0, color=colour, linestyle=style, linewidth=1.8, zorder=5)
+        return self.moving(axes.axhline(0, color=colour, linestyle=style, linewidth=1.8, zorder=5))
 
     def draw(self, snapshot: Snapshot, chosen: Settings | None, predicted: Mapping[str, int] | None) -> bytes:
         """A PNG; `chosen` are settings that aren't applied (yet), `predicted` the bytes that they would take."""
@@ -95,7 +99,7 @@ class MemoryPlot(TimePlot):
         self._draw_levels(highest, budget)
         shown = "now: " + snapshot.settings.mode
         names = [shown, *([f"chosen: {chosen.mode}"] if chosen is not None else [])]
-        self.bars.set_xticks([0.5, 1.5][: len(names)], names)
+        self.settle("bars", names, lambda: self.bars.set_xticks([0.5, 1.5][: len(names)], names))
         for text, x, bar in zip(self._totals, (0.5, 1.5), (now, predicted), strict=True):
             total = sum((bar or {}).get(name, 0) for name in _STACK)
             text.set(position=(x, total / 1e6), text=format_bytes(total) if total else "")
@@ -116,9 +120,9 @@ class MemoryPlot(TimePlot):
 
     def _draw_levels(self, highest: float, budget: int | None) -> None:
         limit = memory_limit() / 1e6
-        top = 1.15 * max(highest, min((budget or 0) / 1e6, 2 * highest))
         for axes in (self.stack, self.bars):
-            axes.set_ylim(0, top)
+            self.scale(axes, max(highest, min((budget or 0) / 1e6, 2 * highest)))
+        top = float(self.stack.get_ylim()[1])
         words = {"budget": (budget or 0) / 1e6, "limit": limit}
         for name, lines in (("budget", self._budget), ("limit", self._limit)):
             for line in lines:
@@ -152,10 +156,10 @@ class MemoryPlot(TimePlot):
             self.gpu.set_ylabel("GPU memory, MB", color=GREY, fontsize=9)
             self.gpu.locator_params(axis="y", nbins=5)
             self.gpu.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.7)
-            (self._gpu_line,) = self.gpu.plot([], [], color=PURPLE, linewidth=2)
+            self._gpu_line = self.moving(*self.gpu.plot([], [], color=PURPLE, linewidth=2))
         if self.gpu is not None:
             self._gpu_line.set_data(times, values)
-            self.gpu.set_ylim(0, 1.15 * max(known, default=0.0) or 1.0)
+            self.scale(self.gpu, max(known, default=0.0))
 
 
 def memory_facts(

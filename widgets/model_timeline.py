@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.collections import PolyCollection
 
 from widgets.html import GREY
+from widgets.marks import marks_of
 from widgets.model_log import Span
 from widgets.model_rows import STATES
-from widgets.plots import WIDTH_PX, TimePlot, marks_of
+from widgets.plots import WIDTH_PX, TimePlot
 
 if TYPE_CHECKING:
     from kit.snapshot import Snapshot
@@ -37,7 +38,7 @@ class ModelTimeline(TimePlot):
         for state, colour in STATES.items():
             layer = PolyCollection([], facecolor=colour, edgecolor="none", zorder=2)
             self.bars.add_collection(layer, autolim=False)
-            self._layers[state] = layer
+            self._layers[state] = self.moving(layer)
 
     def draw(self, snapshot: Snapshot, models: Sequence[tuple[str, Sequence[Span]]]) -> bytes:
         """A PNG.
@@ -55,7 +56,8 @@ class ModelTimeline(TimePlot):
                 boxes.get(span.state, boxes["failed"]).append(corners)
         for state, layer in self._layers.items():
             layer.set_verts(boxes[state])
-        self.bars.set_yticks([at + 0.5 for at in range(len(models))], [name for name, _ in models])
+        names = [name for name, _ in models]
+        self.settle("rows", names, lambda: self.bars.set_yticks([at + 0.5 for at in range(len(names))], names))
         ends = [spans[-1].end for _, spans in models if spans]
         times = [row["time"] for row in snapshot.rows]
         self.set_clock([*times, max([times[-1], *ends])] if times else ends)

@@ -9,18 +9,18 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from kit.compare_plot import number
-from widgets.html import GREEN, GREY, SKY, VERMILLION, shortened
+from widgets.html import GREEN, GREY, SKY, VERMILLION
+from widgets.marks import Mark, marks_of, rank
 
 if TYPE_CHECKING:
-    from kit.history import Event
     from kit.snapshot import Snapshot
 
 DPI = 100
@@ -31,83 +31,30 @@ LINES = {"elements/s": GREEN, "p50": SKY, "p99": VERMILLION}
 CLOCK_PX = 75
 #: What stands in a plot that has no line yet.
 YOUNG = "the first figures come in a moment"
-#: Events closer than this share a mark, seconds.
-TOGETHER_S = 2.0
-#: Which event of several names their mark.
-_WEIGHT = {
-    "death": 6, "switch": 5, "update": 5, "resize": 5, "cancelled": 4, "evict": 4, "timeout": 3, "warning": 3,
-    "start": 2,
-}  # fmt: skip
-
-
-class Mark(NamedTuple):
-    """A vertical line with a label: `time` is since the epoch."""
-
-    time: float
-    label: str
-
-
-def marks(events: Sequence[Event], since: float) -> list[Mark]:
-    """The events after `since` worth a mark; those of the same moment share one."""
-    found: list[list[Event]] = []
-    for event in events:
-        if event.time < since or event.kind == "verify":
-            continue
-        if found and event.time - found[-1][-1].time < TOGETHER_S:
-            found[-1].append(event)
-        else:
-            found.append([event])
-    return [_mark(group) for group in found]
-
-
-def marks_of(snapshot: Snapshot) -> list[Mark]:
-    """The marks within a snapshot's seconds; models by key come, fail and go in a timeline of their own."""
-    since = snapshot.rows[0]["time"] if snapshot.rows else math.inf
-    own = {"load", "evict", "fail"} if snapshot.models else set()
-    return marks([event for event in snapshot.events if event.kind not in own], since)
-
-
-def _mark(group: list[Event]) -> Mark:
-    top = max(group, key=lambda event: _WEIGHT.get(event.kind, 1))
-    label = _label(top)
-    deaths = sum(event.kind == "death" for event in group)
-    if top.kind == "death" and deaths > 1:
-        label = f"{deaths} deaths"
-    switches = [event for event in group if event.kind == "switch"]
-    if top.kind == "death" and switches:
-        label += f", {_label(switches[-1])}"
-    return Mark(top.time, label)
-
-
-def _label(event: Event) -> str:
-    words = event.text.split(",")[0]
-    if event.kind == "switch":
-        before, _, after = words.partition(" → ")
-        return words if before != after else f"switch ({after})"
-    if event.kind == "cancelled":
-        return f"{words.split()[0]} cancelled"
-    if event.kind == "resize":
-        return f"budget {words.rpartition(' → ')[2]}"
-    if event.kind == "death":
-        return " ".join(words.split()[:2]) + (" killed" if "on purpose" in words else " died")
-    if event.kind == "load":
-        return "load"
-    if event.kind == "start":
-        return "start" if words.startswith("mode") else " ".join(words.split()[:3])
-    return event.kind if event.kind in ("update", "timeout", "warning") else shortened(f"{event.kind} {words}", 24)
+#: The clock moves on in steps, of so many seconds up to a minute and beyond it, and a scale stays while the values
+#: fill this share of it: what is still between two frames, most of the work, is drawn once.
+STEPS_S = 5, 10
+FILLED = 0.6, 0.97
 
 
 class TimePlot:
-    """A figure whose axes share a clock; `mark` draws events over all of them, labels above the first."""
+    """A figure whose axes share a clock; `mark` draws events over all of them, labels above the first.
+
+    Axes with their scales, grids and words are still: they are drawn when one of them changes. What changes with
+    each frame (`moving`) is drawn on top.
+    """
 
     def __init__(self, height_px: int) -> None:
         self.figure = Figure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI)
         self.figure.patch.set_alpha(0)
-        self.canvas = FigureCanvasAgg(self.figure)
+        self.canvas: Any = FigureCanvasAgg(self.figure)  # matplotlib gives it no types
         self._lines: list[Any] = []
         self._labels: list[Any] = []
         self._timed: list[Any] = []
         self._notes: dict[Any, Any] = {}
+        self._moving: list[Any] = []
+        self._settled: dict[Any, Any] = {}
+        self._still: Any = None  # the pixels of what is still, None when they aren't those any more
 
     def axes(self, left: int, bottom: int, width: int, height: int, *, timed: bool = True) -> Any:
         """Axes at a place in pixels."""
@@ -127,9 +74,35 @@ class TimePlot:
         """Put axes at a place in pixels."""
         w, h = self.figure.get_size_inches() * DPI
         axes.set_position((left / w, bottom / h, width / w, height / h))
+        self._still = None
+        self._settled.clear()
+
+    def moving(self, artist: Any) -> Any:
+        """Have an artist drawn with each frame; returns it."""
+        artist.set_animated(True)
+        self._moving.append(artist)
+        return artist
+
+    def settle(self, what: Any, value: Any, change: Callable[[], object]) -> None:
+        """Call `change`, which draws something of what is still otherwise, if its `value` isn't that of before."""
+        if self._settled.get(what) != value:
+            self._settled[what] = value
+            self._still = None
+            change()
+
+    def scale(self, axes: Any, highest: float) -> None:
+        """Let axes show 0 to `highest` with some room, and keep the scale of before while it does."""
+        low, high = FILLED
+        top = self._settled.get((axes, "top"), 0.0)
+        if not top or not low * top <= highest <= high * top:
+            top = 1.15 * highest or 1.0
+        self.settle((axes, "top"), top, lambda: axes.set_ylim(0, top))
 
     def tell(self, axes: Any, words: str) -> None:
         """Say in the middle of axes why nothing is drawn in them, and hide their scale; "" for what can be seen."""
+        self.settle((axes, "words"), words, lambda: self._tell(axes, words))
+
+    def _tell(self, axes: Any, words: str) -> None:
         axes.tick_params(axis="y", left=not words, labelleft=not words)
         axes.grid(visible=not words, axis="y")
         if axes not in self._notes:
@@ -139,9 +112,14 @@ class TimePlot:
 
     def set_clock(self, times: Sequence[float]) -> None:
         """Let the axes show these times, seconds since the epoch; at least 30 seconds, until now without any."""
-        last = times[-1] if times else time.time()
-        span = max(30.0, last - (times[0] if times else last))
-        start = last - span
+        first, last = (times[0], times[-1]) if times else (time.time(),) * 2
+        step = STEPS_S[last - first > 60]
+        last = step * math.ceil(last / step)
+        start = min(step * math.floor(first / step), last - 30)
+        self.settle("clock", (start, last), lambda: self._set_clock(start, last))
+
+    def _set_clock(self, start: float, last: float) -> None:
+        span = last - start
         lowest = min(axes.get_position().y0 for axes in self._timed)
         for axes in self._timed:
             most = max(1, min(6, int(axes.bbox.width / CLOCK_PX)))
@@ -158,15 +136,15 @@ class TimePlot:
         while len(self._lines) < len(found) * len(self._timed):
             for axes in self._timed:
                 line = axes.axvline(0, color=GREY, linewidth=1, linestyle=(0, (3, 2)), zorder=4)
-                self._lines.append(line)
+                self._lines.append(self.moving(line))
             text = self._timed[0].text(
                 0, 1, "", transform=self._timed[0].get_xaxis_transform(), fontsize=9, color=GREY, va="bottom"
             )
-            self._labels.append(text)
+            self._labels.append(self.moving(text))
         low, high = self._timed[0].get_xlim()
         per_s = self._timed[0].bbox.width / (high - low)
         taken: list[list[tuple[float, float]]] = [[], []]
-        for index in sorted(range(len(self._labels)), key=lambda index: _rank(found, index)):
+        for index in sorted(range(len(self._labels)), key=lambda index: rank(found, index)):
             text = self._labels[index]
             shown = index < len(found)
             for line in self._lines[index * len(self._timed) : (index + 1) * len(self._timed)]:
@@ -187,21 +165,18 @@ class TimePlot:
 
     def png(self) -> bytes:
         """The figure as it is now."""
+        if self._still is None:
+            self.canvas.draw()
+            self._still = self.canvas.copy_from_bbox(self.figure.bbox)
+        else:
+            self.canvas.restore_region(self._still)
+        for artist in sorted(self._moving, key=lambda artist: artist.get_zorder()):
+            artist.axes.draw_artist(artist)
         buffer = io.BytesIO()
-        # Little compression: a frame a second is looked at once.
-        canvas: Any = self.canvas  # matplotlib gives it no types
-        canvas.draw()
-        image = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
+        image = Image.frombuffer("RGBA", self.canvas.get_width_height(), self.canvas.buffer_rgba(), "raw", "RGBA", 0, 1)
         # Little compression, a third of the time: a frame a second is looked at once.
         image.save(buffer, format="png", compress_level=1)
         return buffer.getvalue()
-
-
-def _rank(found: Sequence[Mark], index: int) -> tuple[int, int]:
-    """Whose label is placed first: deaths, then switches and the like, then loads; of these the latest."""
-    label = found[index].label if index < len(found) else ""
-    kind = 0 if any(word in label for word in ("died", "killed", "deaths")) else 2 if label in ("load", "") else 1
-    return kind, -index
 
 
 class ThroughputPlot(TimePlot):
@@ -215,9 +190,9 @@ class ThroughputPlot(TimePlot):
         self.latency = self.axes(70, 24, WIDTH_PX - 83, 84)
         self.rate.set_ylabel("elements/s", color=GREY, fontsize=9)
         self.latency.set_ylabel("latency, ms", color=GREY, fontsize=9)
-        (self._rate,) = self.rate.plot([], [], color=GREEN, linewidth=2)
-        (self._p50,) = self.latency.plot([], [], color=SKY, linewidth=2)
-        (self._p99,) = self.latency.plot([], [], color=VERMILLION, linewidth=1.6, linestyle="--")
+        self._rate = self.moving(*self.rate.plot([], [], color=GREEN, linewidth=2))
+        self._p50 = self.moving(*self.latency.plot([], [], color=SKY, linewidth=2))
+        self._p99 = self.moving(*self.latency.plot([], [], color=VERMILLION, linewidth=1.6, linestyle="--"))
         self.rate.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         self.latency.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         for axes in (self.rate, self.latency):
@@ -232,8 +207,8 @@ class ThroughputPlot(TimePlot):
         p50, p99 = ([row[name] * 1000 for row in rows] for name in ("p50_s", "p99_s"))
         for line, values in ((self._rate, rates), (self._p50, p50), (self._p99, p99)):
             line.set_data(times, values)
-        self.rate.set_ylim(0, _top(rates))
-        self.latency.set_ylim(0, _top(p99))
+        self.scale(self.rate, _highest(rates))
+        self.scale(self.latency, _highest(p99))
         young = YOUNG if len(rows) < 2 else ""
         self.tell(self.rate, young)
         self.tell(self.latency, young or ("" if any(map(math.isfinite, p50)) else "no answers in this time"))
@@ -258,5 +233,5 @@ def throughput_facts(snapshot: Snapshot) -> list[tuple[str, str]]:
     ]
 
 
-def _top(values: Sequence[float]) -> float:
-    return 1.15 * max((value for value in values if math.isfinite(value)), default=0.0) or 1.0
+def _highest(values: Sequence[float]) -> float:
+    return max((value for value in values if math.isfinite(value)), default=0.0)
