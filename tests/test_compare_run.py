@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -131,16 +133,32 @@ def test_everything_is_closed_when_a_measurement_is_interrupted() -> None:
 
 
 def test_peak_pss_keeps_the_highest_sum() -> None:
-    with _PeakPss(lambda: [os.getpid()]) as peak:
-        before = peak.bytes
-        while before == 0:  # the first reading
+    code = f"input(); block = b'x' * {100 * MB}; print(flush=True); input(); del block; print(flush=True); input()"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+
+        def go_on() -> None:
+            other.stdin.write("\n")
+            other.stdin.flush()
+
+        with _PeakPss(lambda: [other.pid]) as peak:
+            limit = time.monotonic() + 20
+            while peak.bytes == 0 and time.monotonic() < limit:  # the first reading
+                time.sleep(0.01)
             before = peak.bytes
-        block = b"x" * (100 * MB)
-        limit = time.monotonic() + 10
-        # A reading may come while the block is being written.
-        while peak.bytes - before <= 95 * MB and time.monotonic() < limit:
-            time.sleep(0.01)
-        del block
+            go_on()
+            other.stdout.readline()
+            # A reading may come while the block is being written.
+            while peak.bytes - before <= 95 * MB and time.monotonic() < limit:
+                time.sleep(0.01)
+            go_on()
+            other.stdout.readline()
+            memory = process_memory(other.pid)
+        go_on()
+    assert memory is not None
+    assert memory.pss_bytes - before < 50 * MB
     assert peak.bytes - before > 95 * MB
 
 

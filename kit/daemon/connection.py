@@ -21,6 +21,7 @@ from kit.daemon.interrupts import Deferred
 from kit.daemon.link import Link
 from kit.daemon.protocol import CALL, CANCEL, DIRECT, ERROR, PRINTED
 from kit.daemon.wire import Malformed
+from kit.engine.logs import show
 
 #: Longest that a thread waits awake for an answer, seconds: being woken costs a short round trip a third more.
 SPIN_S = 500e-6
@@ -33,8 +34,7 @@ OnAnswer = Callable[["Frame | errors.KitError"], None]
 def show_print(frame: Frame) -> None:
     """Print what a serving process printed, as a deployment of this process would."""
     role, pid, text = (frame.decoder.value() for _ in range(3))
-    with contextlib.suppress(OSError, ValueError):  # standard output may be closed, which is nobody's fault here
-        print(f"[{role} {pid}] {text}")
+    show(role, pid, text)
 
 
 class Connection:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import time
@@ -23,6 +25,15 @@ class Line(NamedTuple):
     role: str
     pid: int
     text: str
+
+
+def show(role: str, pid: int, text: str) -> None:
+    """Print here what a serving process printed, at once: as it comes, also where a script's output goes to a pipe."""
+    out = sys.stdout
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+        print(f"[{role} {pid}] {text}", file=out)
+        if isinstance(out, io.TextIOWrapper):  # a notebook's flushes by itself, and would make this thread wait
+            out.flush()
 
 
 class Logs:
@@ -66,7 +77,7 @@ class Logs:
     def _add(self, process: Process, text: str) -> None:
         self.lines.append(Line(time.time(), process.role, process.pid, text))
         if self.echo:
-            print(f"[{process.role} {process.pid}] {text}", file=sys.stdout)
+            show(process.role, process.pid, text)
         if self.on_line is not None:
             self.on_line(self.lines[-1])
 

@@ -97,6 +97,7 @@ def test_a_worker_that_holds_the_gil_in_c_code_ends_with_its_owner():
     with start(script) as owner:
         pids = pids_of(owner)
         assert owner.stdout.readline()  # the worker's "holding", passed on
+        assert owner.poll() is None
         owner.kill()
         owner.wait(10)
         assert all_gone(pids)
