@@ -43,19 +43,27 @@ def lengths_of(examples: Sequence[Any], options: Mapping[str, Any]) -> list[floa
     return None if function is None else [function(example) for example in examples]
 
 
+def bounded(options: Mapping[str, Any]) -> bool:
+    """True when the options say how large a batch may be: its examples, their weight, or their tokens."""
+    names = ("max_batch_size", "max_batch_weight", "max_batch_tokens")
+    return any(options.get(name) for name in names)
+
+
 def plan(
     examples: Sequence[Any],
     options: Mapping[str, Any],
     size: int | None = None,
     lengths: Sequence[float] | None = None,
+    order: Sequence[int] | None = None,
 ) -> list[Sequence[int]]:
     """Cut examples into batches.
 
     Args:
         examples: the examples.
         options: batching options, see `options_of`.
-        size: examples a batch when the options set no ``max_batch_size``.
+        size: examples a batch when the options set no bound of their own, see `bounded`.
         lengths: length of each example when they are known already.
+        order: indices to cut, in the order of an earlier plan; None for all.
 
     Returns:
         Indices of the examples of each batch; each index stands in exactly one batch. Without a
@@ -63,17 +71,24 @@ def plan(
         An example that alone exceeds the weight or token limit is a batch of its own.
     """
     count = len(examples)
-    most = options.get("max_batch_size") or size or MAX_BATCH_SIZE
+    most = options.get("max_batch_size") or (None if bounded(options) else size) or MAX_BATCH_SIZE
     if lengths is None:
         lengths = lengths_of(examples, options)
-    weigh = options.get("element_size_fn") if options.get("max_batch_weight") else None
+    weigh = options.get("element_size_fn", _one) if options.get("max_batch_weight") else None
     if lengths is None and weigh is None:
-        return [range(start, min(start + most, count)) for start in range(0, count, most)]
-    order: Sequence[int] = range(count)
-    if lengths is not None:
-        order = sorted(order, key=lengths.__getitem__, reverse=True)
+        first = order[0] if order else 0
+        return [range(start, min(start + most, count)) for start in range(first, count, most)]
+    if order is None:
+        order = range(count)
+        if lengths is not None:
+            order = sorted(order, key=lengths.__getitem__, reverse=True)
     weights = [weigh(example) for example in examples] if weigh else None
     return list(_cut(order, most, options, lengths, weights))
+
+
+def _one(example: Any) -> int:
+    """The weight of an example where the handler gives no function, as in Beam."""
+    return 1
 
 
 def _cut(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 import kit
 from kit import ModelHandler, RunInference, errors
+from kit.engine.topology import Topology
 from kit.settings import MODES
 
 
@@ -171,6 +173,22 @@ def test_a_switch_over_the_budget_leaves_the_old_mode_serving() -> None:
 
 
 # ---- handlers and weights ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_process_that_ends_before_the_others_are_started_is_noticed(mode: str, monkeypatch: Any) -> None:
+    """Nobody waited for a host that had failed, and had been forgotten, by the time that its workers were there."""
+    spawn = Topology._spawn_worker
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        process = spawn(*args, **options)
+        time.sleep(1)
+        return process
+
+    monkeypatch.setattr(Topology, "_spawn_worker", slowly)
+    handler = ModelHandler.from_callable(lambda: 1 / 0, lambda batch, model: list(batch))
+    with pytest.raises(errors.ModelLoadFailed, match="ZeroDivisionError"):
+        kit.deploy(handler, mode=mode, processes=2)
 
 
 @pytest.mark.parametrize("mode", MODES)

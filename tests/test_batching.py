@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kit
 from kit import ModelHandler, batching
 
 lists = st.lists(st.integers(0, 300), max_size=200)
@@ -149,3 +150,31 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], word: str
 
     with pytest.raises(InvalidSetting, match=word):
         ModelHandler(**options)
+
+
+@pytest.mark.parametrize(
+    "bound", [{"max_batch_tokens": 120, "batch_length_fn": len}, {"max_batch_weight": 120, "element_size_fn": len}]
+)
+def test_lists_fill_a_budget_at_once_and_whole_batches_lie_within_it(bound: dict[str, Any]) -> None:
+    handler = kit.ModelHandler.from_callable(int, lambda batch, model: [len(batch)] * len(batch), **bound)
+    texts = ["ab", "abcdef"] * 300
+    with kit.deploy(handler, processes=1) as deployment:
+        for answers in (texts | kit.RunInference(handler), deployment.predict(texts)):
+            sizes = [answer.inference for answer in answers]
+            if "max_batch_tokens" in bound:
+                assert set(sizes[::2]) == {60}  # 2 tokens each
+                assert set(sizes[1::2]) == {20}
+            else:
+                assert set(sizes) == {30}
+
+
+def test_without_a_bound_batches_of_sorted_examples_grow_too() -> None:
+    handler = kit.ModelHandler.from_callable(int, lambda batch, model: [len(batch)] * len(batch), batch_length_fn=len)
+    texts = ["x" * (1 + number % 50) for number in range(6000)]
+    answers = texts | kit.RunInference(handler)
+    assert [answer.example for answer in answers] == texts
+    assert max(answer.inference for answer in answers) >= 256
+
+
+def test_a_weight_without_a_function_counts_examples() -> None:
+    assert [len(part) for part in batching.plan("abcdefg", {"max_batch_weight": 3})] == [3, 3, 1]

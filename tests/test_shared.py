@@ -166,6 +166,24 @@ def test_a_model_that_cannot_be_pickled_is_refused_with_the_reason():
         kit.deploy(handler, mode="shared")
 
 
+def test_time_limits_hold_while_the_first_batch_proves_the_weights():
+    handler = kit.ModelHandler.from_callable(int, lambda batch, model: [time.sleep(30 * (x == 2)) or x for x in batch])
+    with kit.deploy(handler, mode="shared", processes=2) as deployment:
+        began = time.monotonic()
+        with pytest.raises(errors.DeadlineExceeded):
+            deployment.predict([1, 2], timeout=0.5)
+        assert [one.inference for one in deployment.predict([7, 8])] == [7, 8]
+        assert time.monotonic() - began < 15
+    with kit.deploy(handler, mode="shared", processes=2) as deployment:
+        began = time.monotonic()
+        results = [1, 2, 3] | kit.RunInference(deployment).with_exception_handling(timeout=0.5)
+        assert [type(result).__name__ for result in results] == ["PredictionResult", "Failure", "PredictionResult"]
+        assert len(deployment.predict([4, 5])) == 2
+        assert time.monotonic() - began < 20
+        words = [event.text for event in deployment._engine.history.events() if event.kind == "verify"]
+        assert words == ["the loader ended before it had compared a batch; only the bytes of the weights were compared"]
+
+
 def test_a_random_model_is_reported_and_served():
     class Noisy(kit.ModelHandler):
         def load_model(self):

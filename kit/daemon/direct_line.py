@@ -167,7 +167,7 @@ def _possible(engine: Engine) -> bool:
         isinstance(backlog, Backlog)
         and engine.switching is None
         and dispatcher.closed is None
-        and not dispatcher.paused
+        and not (dispatcher.paused or dispatcher.held)
         and dispatcher.on_first is None
         and not backlog.waits_for_company
     )

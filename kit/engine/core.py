@@ -20,11 +20,10 @@ from typing import Any
 
 from kit import errors
 from kit.engine import board as fields
-from kit.engine import deadlines
+from kit.engine import deadlines, first_batch
 from kit.engine.asking import estimate_of, preload_of
 from kit.engine.board import Board
 from kit.engine.dispatcher import Dispatcher
-from kit.engine.first_batch import wait_for_proof
 from kit.engine.lane import Lane
 from kit.engine.logs import Logs
 from kit.engine.model_places import ModelPlaces
@@ -38,8 +37,6 @@ from kit.history import History
 from kit.settings import Settings
 
 TICK_S = 0.05
-#: Examples that original and rebuilt model of mode `shared` are compared on.
-VERIFY_ELEMENTS = 4
 DEATHS, DEATHS_WINDOW_S = 5, 60.0
 #: All engines of this process that aren't closed.
 running: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -110,7 +107,7 @@ class Engine:
         self.settings = topology.settings
         if self.places is not None:
             self.places.publish(topology, self.handler)
-        wait_for_proof(self)
+        first_batch.wait_for_proof(self)
         self.dispatcher.publish(topology.lanes)
 
     # ---- switching ---------------------------------------------------------------------------
@@ -196,7 +193,7 @@ class Engine:
 
     def _sample(self) -> list[Any]:
         # The click on `shared` waits for what is computed on them, and a few prove as much as more.
-        return list(self.dispatcher.sample[:VERIFY_ELEMENTS])
+        return list(self.dispatcher.sample[: first_batch.MOST])
 
     def cancel_switch(self) -> bool:
         """Stop a switch that hasn't taken over yet; False when none was under way."""

@@ -54,7 +54,8 @@ class Dispatcher:
         self.room = threading.Condition(self.lock)
         self.lanes: list[Lane] = []
         self.draining: list[Lane] = []  # of a topology that is being replaced
-        self.paused = False
+        self.paused = False  # until another topology serves
+        self.held = False  # until the weights of mode `shared` are proved
         self.closed: errors.KitError | None = None
         self.answers = Answers(self.lock)
         self.counters = self.answers.counters
@@ -65,7 +66,7 @@ class Dispatcher:
         self._awake_at: float | None = None  # when `pump` is called next, if that has been asked for
         self._quarantine = quarantine
         self.on_first: Callable[[Request], None] | None = None  # called once with the next request
-        self.sample: list[Any] = []  # a few recent examples, to verify another copy of the model with
+        self.sample: list[Any] = []  # a few examples that were answered, to verify another copy of the model with
         self.use(handler)
 
     def use(self, handler: Any) -> None:
@@ -145,7 +146,7 @@ class Dispatcher:
         while True:
             with self.lock:
                 backlog = self.backlog
-                if self.paused or not backlog.waiting:
+                if self.paused or self.held or not backlog.waiting:
                     return
                 now = time.monotonic()
                 backlog.due_at = None
@@ -187,8 +188,6 @@ class Dispatcher:
             self._refuse(lane, chunk, trouble)
         else:
             self.backlog.note_sent(chunk, size)
-            if not self.sample:
-                self.sample = list(payload[:8])
 
     def _refuse(self, lane: Lane, chunk: Chunk, error: errors.KitError) -> None:
         with self.lock:
@@ -207,6 +206,8 @@ class Dispatcher:
             self.backlog.note_answer(chunk, now - message.stamp)
             self.answers.note_times(lane, chunk, message, now)
             self.room.notify_all()
+        if not self.sample and not value[3]:
+            self.sample = list(chunk.payload()[:8])
         self.pump()
         self.answers.deliver(chunk, *value)
 

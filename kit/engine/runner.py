@@ -99,13 +99,15 @@ class Runner:
         isolate: bool,
     ) -> tuple[Any, Any, bool, list[tuple[int, float]]]:
         count = len(examples)
+        lengths = None if self._skip_batching else batching.lengths_of(examples, self._options)
         if self._skip_batching:
             plan: list[Sequence[int]] = [range(index, index + 1) for index in range(count)]
         else:
-            plan = batching.plan(examples, self._options, self.sizer.size)
+            plan = batching.plan(examples, self._options, self.sizer.size, lengths)
+        planned = self.sizer.size
         done: list[tuple[Sequence[int], Computed]] = []
         batches = []
-        growing = not (self.sizer.settled or self._options.get("max_batch_size") or len(plan) < 2)
+        growing = not (self.sizer.settled or batching.bounded(self._options) or len(plan) < 2)
         position = 0
         while position < len(plan):
             self._check()
@@ -128,10 +130,11 @@ class Runner:
                 batches.append((len(part), computed.seconds))
                 self.sizer.record(len(part), computed.seconds)
                 self._batch_s = computed.seconds
-            if growing and type(indices) is range and indices.stop < count and self.sizer.size > len(indices):
-                start, size = indices.stop, self.sizer.size
-                plan = [range(at, min(at + size, count)) for at in range(start, count, size)]
-                position = 0
+            if growing and position < len(plan) and self.sizer.size > planned:
+                planned = self.sizer.size
+                ranges = type(indices) is range
+                rest = range(indices[-1] + 1, count) if ranges else [at for part in plan[position:] for at in part]
+                plan, position = batching.plan(examples, self._options, planned, lengths, rest), 0
         total = count if kept is None else count + len(troubles)
         values, model_ids, raw = _gather(done, total)
         return values, model_ids, raw, batches

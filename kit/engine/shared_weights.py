@@ -49,17 +49,26 @@ class SharedWeights:
             if verdict == "differs":
                 raise errors.SharedModeUnavailable(self.cannot_share(words))
 
-    def verify(self, examples: Any, inference_args: Any) -> tuple[str, str]:
-        """Compare original and rebuilt model on a batch; ends the loader when that settles it."""
+    def verify(self, examples: Any, inference_args: Any, limit_s: float | None = None) -> tuple[str, str]:
+        """Compare original and rebuilt model on a batch; ends the loader when that settles it, or takes too long."""
         loader = self.loader
         if loader is None or not loader.alive:
-            return "noisy", "the loader ended before it saw a batch; only the bytes of the weights were compared"
+            words = "the loader ended before it had compared a batch; only the bytes of the weights were compared"
+            self.loader = None
+            self._topology.engine.event("verify", words)
+            return "noisy", words
+        limit = threading.Timer(limit_s or 0.0, loader.kill)
+        limit.daemon = True
+        if limit_s is not None:
+            limit.start()
         try:
             verdict, words = loader.ask(
                 protocol.VERIFY, (list(examples), inference_args), reply=protocol.VERIFIED
             ).result()
         except errors.WorkerDied as error:
             return "failed", str(error)
+        finally:
+            limit.cancel()
         if verdict != "failed":
             self._topology.engine.event("verify", words)
             self.end_loader()

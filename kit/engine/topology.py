@@ -77,14 +77,14 @@ class Topology:
             if settings.mode == "shared" and self.engine.places is None:
                 self.weights = SharedWeights(self)
                 self.weights.publish(sample)
-            for index in range(settings.model_copies if settings.remote else 0):
-                self._start_copy("host", index)
+            # One that ends is forgotten at once, so those that were started are kept here.
+            started = []
+            if settings.remote:
+                started = [self._start_copy("host", index) for index in range(settings.model_copies)]
+            own_copy = settings.mode == "default"
             for index in range(settings.processes):
-                if settings.remote or settings.mode == "shared":
-                    self._spawn_worker(index)
-                else:
-                    self._start_copy("worker", index)
-            for process in list(self.processes):
+                started.append(self._start_copy("worker", index) if own_copy else self._spawn_worker(index))
+            for process in started:
                 self.wait_ready(process)
                 # The size known before was an estimate; this is what the copies really take.
                 self.check_measured()
@@ -96,16 +96,17 @@ class Topology:
             self.stop(gently=False)
             raise
         self.state = "serving"
-        for process in list(self.processes):
+        for process in started:
             if not process.alive:
                 self.deaths.replace(process)
 
-    def _start_copy(self, role: str, index: int) -> None:
+    def _start_copy(self, role: str, index: int) -> Process:
         """Start a process with a copy of its own; the first goes alone if its size decides about the others."""
         process = self.spawn(role, index)
         if index == 0 and self.settings.memory_budget and not self.expected_bytes:
             self.wait_ready(process)
             self.check_measured()
+        return process
 
     def check_measured(self) -> None:
         """Raise BudgetExceeded when the copies don't fit, now that the weight of one is measured."""
