@@ -131,7 +131,6 @@ class LaneThread:
         self.board.put(self.slot, fields.COMPUTING_NS, began)
         if self.pool is not None:
             self.pool.alone, self.pool.model = bool(message.flags & ALONE), self.model
-        count = batches = 0
         try:
             if self.runners is not None and self.model is not None:
                 self.runner = self.runners.of(self.model[0])
@@ -146,10 +145,12 @@ class LaneThread:
         except Exception as error:
             self.lane.send(FAILED, Trouble.of(error), request=message.request, stamp=started)
         else:
-            count, batches = len(outcome.values), len(outcome.batches)
+            # Before the answer is there: whoever has it may look at once.
+            self.board.add(self.slot, fields.EXAMPLES, len(outcome.values))
+            self.board.add(self.slot, fields.BATCHES, len(outcome.batches))
             self._send(outcome, message.request, started)
         self.board.put(self.slot, fields.COMPUTING_NS, 0)
-        self.board.end(self.slot, began, count, batches)
+        self.board.end(self.slot, began, 0, 0)
 
     def _check_for(self, chunk_id: int) -> Callable[[], None]:
         get, slot = self.board.get, self.slot
