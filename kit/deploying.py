@@ -6,7 +6,7 @@ import atexit
 import sys
 from typing import Any
 
-from kit import errors, inputs
+from kit import errors, inputs, shown
 from kit.checks import check_handler, check_platform
 from kit.deployment import Deployment
 from kit.own_deployment import OwnDeployment
@@ -70,7 +70,9 @@ def deploy(
             f"keep_alive={keep_alive!r}, replace={replace!r}, allow_pickle={allow_pickle!r}: these are for named "
             "deployments; give name='...' too."
         )
-    return start(handler, Settings.make(handler, **wanted), sample)
+    deployment = start(handler, Settings.make(handler, **wanted), sample)
+    shown.made(deployment)
+    return deployment
 
 
 def start(handler: Any, settings: Settings, sample: Any = None, forkserver: Any = None) -> OwnDeployment:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CELL = "d = kit.deploy(Double(), processes=1)\nd"
 ASK = "print('asked', [p.inference for p in _.predict([4])])"
 SCRIPT = '''
@@ -48,3 +50,29 @@ def test_a_cell_that_shows_what_it_deploys_leaves_one_deployment_however_often_i
 def test_a_deployment_that_only_out_has_is_kept() -> None:
     said = run(f"run('kit.deploy(Double(), processes=1)')\nrun({ASK!r})")
     assert "asked [8]" in said
+
+
+UNASSIGNED = "kit.deploy(Double(), processes=1)"
+LOADED = "d = kit.deploy(Double(), processes=1)\nload = kit.LoadGenerator(d, [1, 2], rate=20).start()\nload"
+IN_A_FUNCTION = """
+def broken():
+    d = kit.deploy(Double(), processes=1)
+    raise ValueError("meant")
+broken()
+"""
+
+
+@pytest.mark.parametrize("cell", [UNASSIGNED, LOADED, IN_A_FUNCTION])
+def test_a_cell_that_runs_again_leaves_one_deployment_whoever_had_it(cell: str) -> None:
+    again = f"for _ in range(3): shell.run_cell({cell!r}, store_history=True)\n"
+    said = run(again + "run('print(\"left\", len(running))')")
+    assert "left 1" in said
+
+
+def test_deployments_that_a_variable_or_a_list_has_are_kept_when_their_cell_runs_again() -> None:
+    cells = ["kept = []", "kept.append(kit.deploy(Double(), processes=1))\nkept[-1]"]
+    body = f"run({cells[0]!r})\nfor _ in range(2): run({cells[1]!r})\nrun('print(len(running), kept[0].predict([4]))')"
+    said = run(body)
+    assert "2 [" in said
+    asked = "print('asked', other.predict([4])[0].inference, len(running))"
+    assert "asked 8 2" in run("\n".join(f"run({cell!r})" for cell in (UNASSIGNED, "other = _", UNASSIGNED, asked)))
