@@ -35,7 +35,8 @@ def deploy(
         processes: worker processes (2).
         threads: worker threads a process (1).
         model_copies: model hosts of mode "medium".
-        memory_budget: bytes, or text such as "2GiB", for all copies of the model together.
+        memory_budget: bytes, or text such as "2GiB", for all copies of the model together. While mode "shared" starts,
+            the process that loads the model has one more.
         sample: a few examples to verify mode "shared" with before it serves; else the first batch is.
         name: serve in the daemon of this user: the deployment outlives this process, and others reach it with
             ``kit.connect(name)``. Where the name serves the same handler already, this attaches to it.

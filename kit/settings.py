@@ -130,6 +130,11 @@ class Settings:
         """Copies of the weights that are kept."""
         return self.model_copies
 
+    @property
+    def copies_at_start(self) -> int:
+        """Copies that there are while it starts: in `shared` the loader's own too, until the weights are proved."""
+        return self.copies + (self.mode == "shared")
+
     def check_budget(self, model_bytes: int | None, expected_bytes: int | None = None) -> None:
         """Raise BudgetExceeded when the copies don't fit, saying how many would and which modes.
 

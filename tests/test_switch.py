@@ -156,8 +156,15 @@ def test_both_at_once_when_they_fit_and_drain_first_when_they_do_not():
         assert_nothing_lost(deployment, wrong, answered)
 
 
-@pytest.mark.parametrize(("budget", "policy"), [("1 GB", "side by side"), ("100 MB", "drain first")])
-def test_the_budget_decides_how_to_switch(budget, policy):
+@pytest.mark.parametrize(
+    ("budget", "policies"),
+    [
+        ("1 GB", ["side by side", "side by side"]),
+        ("150 MB", ["drain first", "side by side"]),  # while `shared` starts, there are two copies
+        ("100 MB", ["drain first", "drain first"]),
+    ],
+)
+def test_the_budget_decides_how_to_switch(budget, policies):
     handler = Wide(60, width=1024)
     import torch
 
@@ -170,7 +177,7 @@ def test_the_budget_decides_how_to_switch(budget, policy):
         assert_nothing_lost(deployment, wrong, answered)
         switches = [event.text for event in deployment._engine.history.events() if event.kind == "switch"]
         assert len(switches) == 2
-        assert all(policy in text for text in switches)
+        assert all(policy in text for policy, text in zip(policies, switches, strict=True))
 
 
 def test_a_drained_switch_that_fails_brings_the_old_mode_back():

@@ -133,7 +133,7 @@ class Engine:
                 self.places.check(new_handler, settings)
             new = Topology(self, new_handler, handler_bytes, settings, expected_bytes)
             budget = settings.memory_budget
-            together = (old.settings.copies + settings.copies) * (model_bytes or 0)
+            together = (old.settings.copies + settings.copies_at_start) * (model_bytes or 0)
             drain_first = budget is not None and together > budget
             began = time.monotonic()
             self.switching = (new, began)
