@@ -80,6 +80,11 @@ def publish(model: Any) -> tuple[int, Segment, BufferPickler]:
 
 def attach(fd: int, segment: Segment) -> Any:
     """Rebuild the model over a private mapping of the segment; the descriptor may be closed afterwards."""
+    return _attach(fd, segment)[0]
+
+
+def _attach(fd: int, segment: Segment) -> tuple[Any, int]:
+    """The model, and the address of the mapping."""
     mapped = mmap.mmap(fd, segment.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     whole = memoryview(mapped)
     read_ahead(address(whole), segment.size)
@@ -104,23 +109,23 @@ def attach(fd: int, segment: Segment) -> Any:
         return torch.storage.TypedStorage(wrap_storage=storages[index], dtype=getattr(torch, dtype), _internal=True)
 
     unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
-    return unpickler.load()
+    return unpickler.load(), address(whole)
 
 
 def attach_segment(fd: int, segment: Segment) -> tuple[Any, dict[str, Any]]:
-    """`attach` for a worker: closes the descriptor; reports load_s, weights_bytes, mapped and private growth."""
-    from kit.memory import process_memory
+    """`attach` for a worker: closes the descriptor; reports load_s, weights_bytes, mapped and private bytes.
 
-    mapped = {file_of(fd): segment.weights_bytes}
-    before = process_memory(os.getpid())
+    Private is what a model of this process alone would be weighed at, less what lies in the segment.
+    """
     start = time.monotonic()
-    model = attach(fd, segment)
-    os.close(fd)
+    model, begin = _attach(fd, segment)
     load_s = time.monotonic() - start
-    after = process_memory(os.getpid())
-    private = max(0, after.anonymous_bytes - before.anonymous_bytes) if before and after else 0
+    mapped = {file_of(fd): segment.weights_bytes}
+    os.close(fd)
+    head, pickler = pickled(model)
+    outside = [size for at, size in pickler.spans() if not begin <= at < begin + segment.size]
     report = {"load_s": load_s, "weights_bytes": segment.weights_bytes, "mapped": [mapped]}
-    return model, {**report, "private_bytes": private}
+    return model, {**report, "private_bytes": len(head) + sum(outside)}
 
 
 def check(ours: BufferPickler, rebuilt: Any) -> str | None:
