@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ _TEXT_COLOURS = {
 }
 _TEXT, _FAINT, _OVER = "#222222", "#777777", "#B2182B"
 _WIDTH_IN, _HEIGHT_IN, _DPI = 8.0, 5.0, 100
+#: A line of notes: its height, and the letters of 10 points that the width has room for.
+_NOTE_PX, _NOTE_LETTERS = 21, 104
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
 
 
 def draw(points: Sequence[Point], budget_bytes: int | None, title: str, notes: Sequence[str] = ()) -> Figure:
-    """A figure of 800 × 500 pixels.
+    """A figure of 800 × 500 pixels, and 21 more of height for each line of notes.
 
     Args:
         points: what was measured.
@@ -65,15 +68,18 @@ def draw(points: Sequence[Point], budget_bytes: int | None, title: str, notes: S
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_DPI, facecolor="white")
+    lines = [line for note in notes for line in textwrap.wrap(note, _NOTE_LETTERS)]
+    below, width = _NOTE_PX * len(lines), _WIDTH_IN * _DPI
+    height = _HEIGHT_IN * _DPI + below
+    figure = Figure(figsize=(_WIDTH_IN, height / _DPI), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
-    bottom = 0.125 + 0.042 * len(notes)
     digits = len(number(max((point.highest for point in points), default=0.0)))
-    left = (62 + 8 * digits) / (_WIDTH_IN * _DPI)
-    axes = figure.add_axes((left, bottom, 0.975 - left, 0.89 - bottom))
-    figure.text(0.5, 0.945, title, ha="center", va="center", fontsize=14, color=_TEXT, fontweight="bold")
-    for index, note in enumerate(reversed(notes)):
-        figure.text(0.012, 0.014 + 0.042 * index, note, ha="left", va="bottom", fontsize=10, color=_FAINT)
+    left = (62 + 8 * digits) / width
+    axes = figure.add_axes((left, (62 + below) / height, 0.975 - left, (height - 117 - below) / height))
+    figure.text(0.5, 1 - 27 / height, title, ha="center", va="center", fontsize=14, color=_TEXT, fontweight="bold")
+    for index, line in enumerate(reversed(lines)):
+        y = (7 + _NOTE_PX * index) / height
+        figure.text(0.012, y, line, ha="left", va="bottom", fontsize=10, color=_FAINT)
     unit, unit_name = _unit(points, budget_bytes)
     _set_scales(axes, points, budget_bytes, unit, unit_name)
     obstacles = _draw_budget(axes, budget_bytes, unit)

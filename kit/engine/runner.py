@@ -224,13 +224,15 @@ class Runner:
             if index in troubles:
                 results.append(None)
                 continue
+            function = None
             try:
                 for function in functions:
                     item = function(item)
             except Exception as error:
+                by = getattr(function, "__name__", type(function).__name__)
                 if not isolate:
-                    raise self._failed(error, f"{what} of an example") from error
-                troubles[index] = self._trouble(error, f"{what} of the example")
+                    raise self._failed(error, f"{what} of an example by {by}") from error
+                troubles[index] = self._trouble(error, f"{what} of the example by {by}")
                 item = None
             results.append(item)
         return results
