@@ -29,6 +29,7 @@ from kit.engine.model_store import KINDS, ModelStore
 from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, MODEL, RESULT, RUN, STOP
 from kit.engine.transport import SPIN_S, Channel, ChannelClosed
 from kit.engine.trouble import Trouble
+from kit.shorten import counted
 
 
 def main(context: Context) -> int:
@@ -240,7 +241,8 @@ class Host:
             self._answer_trouble(request, error)
 
     def _answer_trouble(self, request: HostRequest, error: Exception) -> None:
-        lane, trouble = request.lane, Trouble.of(error, f"{request.kind.name} failed")
+        words = f"{request.kind.name} failed on a batch of {counted(request.count, 'example')}"
+        lane, trouble = request.lane, Trouble.of(error, words)
         try:
             lane.channel.send(FAILED, trouble)
         except ChannelClosed:
