@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 from kit.batch_options import BATCHING_OPTIONS, check_batch_options
 from kit.checks import check_function, check_mapping, check_whole
 from kit.errors import InvalidSetting
+from kit.made_with import MadeWith
 
 Function = Callable[[Any], Any]
 
@@ -71,13 +72,13 @@ class ModelHandler:
     _postprocess_fns: tuple[Function, ...] = ()
     _skip_batching = False
     _origin: ModelHandler | None = None
-    #: The arguments of the constructor, so that a handler can be written down as code.
-    _made_with: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
+    #: The constructor's arguments; None in another process than the one that made the handler with some.
+    _made_with: MadeWith | None = MadeWith()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         if args or kwargs:  # a copy is made without, and keeps the original's
-            self._made_with = (args, kwargs)
+            self._made_with = MadeWith(args, kwargs)
         return self
 
     def __init__(

@@ -18,6 +18,8 @@ import pytest
 
 import kit
 from kit import ModelHandler, RunInference, errors
+from kit.daemon.sameness import digest
+from kit.engine.packing import pack
 from kit.engine.topology import Topology
 from kit.settings import MODES
 
@@ -290,6 +292,48 @@ def test_a_handler_that_cannot_be_pickled_names_the_attribute() -> None:
     with pytest.raises(errors.HandlerNotPicklable, match=r"Double\.guard \(a lock\).*load_model"):
         kit.deploy(handler)
     assert ([2] | RunInference(handler))[0].inference == 4, "in this process it needn't travel"
+
+
+class Keeps(Double):
+    """Keeps what it is made with, or nothing of it."""
+
+    def __init__(self, given: Any, keep: bool = True) -> None:
+        super().__init__()
+        self.lock = given if keep else None
+
+
+def test_arguments_of_a_constructor_that_cannot_be_pickled() -> None:
+    with pytest.raises(errors.HandlerNotPicklable, match=r"Keeps\.lock \(a lock\) can't travel"):
+        kit.deploy(Keeps(threading.Lock()))
+    with kit.deploy(Keeps(threading.Lock(), keep=False).with_preprocess_fn(abs), processes=1) as deployment:
+        assert deployment.predict([-2])[0].inference == 4
+
+
+def test_arguments_that_a_handler_does_not_keep_do_not_travel_but_tell_handlers_apart() -> None:
+    array = np.zeros(1_000_000)
+    assert len(pack(Keeps(array, keep=False))) < 10_000
+    assert digest(Keeps(array, keep=False)) != digest(Keeps(array + 1, keep=False))
+
+
+def test_functions_around_the_model_that_cannot_be_pickled_are_named() -> None:
+    lock = threading.Lock()
+
+    def tidy(value: Any) -> Any:
+        with lock:
+            return value
+
+    uses = "uses the variable 'lock' \\(a lock\\), which can't travel"
+    for handler, words in (
+        (Double().with_preprocess_fn(tidy), f"pre-processing function 'tidy' {uses}"),
+        (Double().with_preprocess_fn(abs).with_postprocess_fn(tidy), f"post-processing function 'tidy' {uses}"),
+        (Double(element_size_fn=tidy), f"option 'element_size_fn' {uses}"),
+        (
+            ModelHandler.from_callable(int, lambda batch, model: [tidy(x) for x in batch]),
+            "run function '<lambda>' uses",
+        ),
+    ):
+        with pytest.raises(errors.HandlerNotPicklable, match=words):
+            kit.deploy(handler)
 
 
 def test_a_class_that_refers_to_what_cannot_be_pickled() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -138,6 +139,11 @@ def test_what_cannot_be_written_down_is_taken_from_the_notebook(handler):
     assert (theirs.share_model_across_processes(), theirs.model_copies()) == (True, 2)
     with run(python_code(handler, settings), handler=handler)["deployment"] as deployment:
         assert deployment.settings == settings
+
+
+def test_a_handler_that_came_from_another_process_is_not_written_down_without_its_arguments():
+    handler = pickle.loads(pickle.dumps(Doubling(max_batch_size=3)))
+    assert "its arguments stayed" in python_code(handler, Settings.make(handler))
 
 
 def test_two_functions_as_a_handler():

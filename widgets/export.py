@@ -103,8 +103,11 @@ def _constructor(handler: Any, sharing: Mapping[str, Any], imports: set[str]) ->
     origin = getattr(handler, "_origin", None) or handler
     if not isinstance(handler, ModelHandler):
         raise NotCode(f"{type(handler).__name__} doesn't keep the arguments that it was made with")
-    args, kwargs = origin._made_with
-    wanted = dict(kwargs) | _changed_options(handler)
+    made_with = origin._made_with
+    if made_with is None:
+        raise NotCode("its arguments stayed in the process that made it")
+    args = made_with.args
+    wanted = dict(made_with.kwargs) | _changed_options(handler)
     for name, value in sharing.items():
         if value:
             wanted[name] = value

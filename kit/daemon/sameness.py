@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 import kit
+from kit.made_with import MadeWith
 
 _DEPTH = 40
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
@@ -84,6 +85,9 @@ class _Walker:
         elif isinstance(value, property):
             for function in (value.fget, value.fset, value.fdel):
                 self.take(function)
+        elif isinstance(value, MadeWith):
+            self.take(value.args)
+            self.take(value.kwargs)
         else:
             self._data(value)
 

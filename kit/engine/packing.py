@@ -2,52 +2,107 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import cloudpickle
 
 from kit.errors import HandlerNotPicklable
 
+#: What stands in a handler's attributes under a name of the kit's own, in the words of those who gave it.
+_WORDS = {
+    "_preprocess_fns": "the pre-processing function",
+    "_postprocess_fns": "the post-processing function",
+    "_load": "the load function",
+    "_run": "the run function",
+}
+
 
 def pack(handler: Any) -> bytes:
     """Pickle a handler, its class included when it was defined in a notebook cell.
 
     Raises:
-        HandlerNotPicklable: naming the attribute or variable that can't travel.
+        HandlerNotPicklable: naming the attribute, function or variable that can't travel.
     """
     try:
         return bytes(cloudpickle.dumps(handler, protocol=5))
     except Exception as error:
-        name = type(handler).__name__
-        for attribute, value in sorted(getattr(handler, "__dict__", {}).items()):
-            try:
-                cloudpickle.dumps(value, protocol=5)
-            except Exception as cause:
-                raise HandlerNotPicklable(
-                    f"{name}.{attribute} (a {type(value).__name__}) can't travel to the worker processes: "
-                    f"{type(cause).__name__}: {cause}. Make it in load_model(), which runs in the worker, or keep a "
-                    "path or a name in the handler instead."
-                ) from error
-        variable, where, why = _what_its_code_names(type(handler)) or ("Something", "", error)
-        raise HandlerNotPicklable(
-            f"{name} can't travel to the worker processes: {type(why).__name__}: {why}. {variable} that "
-            f"{where or 'its methods or class'} refer{'s' if where else ''} to can't be pickled; make it in "
-            "load_model(), which runs in the worker."
-        ) from error
+        raise HandlerNotPicklable(_why(handler, error)) from error
+
+
+def _why(handler: Any, error: Exception) -> str:
+    name = type(handler).__name__
+    for part, value in _parts(handler):
+        cause = _refusal(value)
+        if cause is None:
+            continue
+        found = _variable_of(value)
+        if found is not None:
+            variable, cause = found
+            return (
+                f"{part} uses the variable {variable}, which can't travel to the worker processes: "
+                f"{type(cause).__name__}: {cause}. Make it inside the function, which runs in the worker."
+            )
+        return (
+            f"{part} (a {type(value).__name__}) can't travel to the worker processes: {type(cause).__name__}: {cause}. "
+            "Make it in load_model(), which runs in the worker, or keep a path or a name in the handler instead."
+        )
+    variable, where, why = _what_its_code_names(type(handler)) or ("Something", "", error)
+    return (
+        f"{name} can't travel to the worker processes: {type(why).__name__}: {why}. {variable} that "
+        f"{where or 'its methods or class'} refer{'s' if where else ''} to can't be pickled; make it in "
+        "load_model(), which runs in the worker."
+    )
+
+
+def _parts(handler: Any) -> Iterator[tuple[str, Any]]:
+    """What a handler is made of, with names for a message: its attributes, and the functions and options given."""
+    name = type(handler).__name__
+    state = getattr(handler, "__dict__", {})
+    with contextlib.suppress(Exception):  # a class may write its own, which may raise anything
+        travels = handler.__getstate__()
+        state = travels if isinstance(travels, dict) else state
+    # The handler that this one is a copy of has most attributes in common with it, which shall be named first.
+    for attribute, value in sorted(state.items(), key=lambda item: (item[0] == "_origin", item[0])):
+        words = _WORDS.get(attribute)
+        if attribute == "_options":
+            yield from ((f"{name}: the option {option!r}", given) for option, given in value.items())
+        elif words is None:
+            yield f"{name}.{attribute}", value
+        else:
+            for function in value if isinstance(value, tuple) else (value,):
+                yield f"{name}: {words} {getattr(function, '__name__', repr(function))!r}", function
+
+
+def _refusal(value: Any) -> Exception | None:
+    """The error with which a value can't be pickled, None for one that can."""
+    try:
+        cloudpickle.dumps(value, protocol=5)
+    except Exception as error:
+        return error
+    return None
+
+
+def _variable_of(function: Any) -> tuple[str, Exception] | None:
+    """The variable that a function refers to and that can't be pickled, with the error; None for none found."""
+    function = getattr(function, "__func__", function)
+    if not inspect.isfunction(function):
+        return None
+    found = inspect.getclosurevars(function)
+    for variable, value in {**found.nonlocals, **found.globals}.items():
+        cause = _refusal(value)
+        if cause is not None:
+            return f"{variable!r} (a {type(value).__name__})", cause
+    return None
 
 
 def _what_its_code_names(cls: type) -> tuple[str, str, Exception] | None:
     """The variable named in a class's methods that can't be pickled, the method, and the error; None for none found."""
     for owner in cls.__mro__[:-1]:
         for name, function in vars(owner).items():
-            function = getattr(function, "__func__", function)
-            if not inspect.isfunction(function):
-                continue
-            found = inspect.getclosurevars(function)
-            for variable, value in {**found.nonlocals, **found.globals}.items():
-                try:
-                    cloudpickle.dumps(value, protocol=5)
-                except Exception as error:
-                    return f"The variable {variable!r} (a {type(value).__name__})", f"{owner.__name__}.{name}", error
+            found = _variable_of(function)
+            if found is not None:
+                return f"The variable {found[0]}", f"{owner.__name__}.{name}", found[1]
     return None
