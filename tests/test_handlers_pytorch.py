@@ -9,11 +9,12 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from kit import errors
+from kit import RunInference, errors
 from kit.handlers import (
     PytorchModelHandlerKeyedTensor,
     PytorchModelHandlerTensor,
@@ -156,6 +157,23 @@ def test_keyed_tensors_and_dict_outputs(tmp_path: Path) -> None:
     assert torch.equal(inferences(product, batch), torch.stack([e["a"] * e["b"] for e in batch]))
     with pytest.raises(errors.InvalidSetting, match=r"\{'b': 1\}"):
         handler.run_inference([batch[0], {"a": batch[1]["a"]}], handler.load_model())
+
+
+def test_examples_of_another_kind_are_told_which_handler_or_form_to_use(net: tuple[Net, Path], tmp_path: Path) -> None:
+    tensors = PytorchModelHandlerTensor(net[1], Net)
+    torch.save(Pair().state_dict(), tmp_path / "pair.pt")
+    keyed = PytorchModelHandlerKeyedTensor(tmp_path / "pair.pt", Pair)
+    frame = pd.DataFrame(np.ones((3, 4), dtype=np.float32), columns=list("abcd"))
+    for handler, examples, words in (
+        (tensors, frame, r"DataFrames of one row\. Give frame\.to_numpy\(\)"),
+        (tensors, [{"x": torch.ones(4)}], r"holds \{'x': tensor.* \(dict\).*KeyedTensor"),
+        (tensors, ["a text"], r"holds a text \(str\)\.$"),
+        (keyed, torch.ones(2, 4), r"dicts of tensors .* holds a Tensor of shape \[4\]\. .*ModelHandlerTensor"),
+        (keyed, frame, r"DataFrames of one row\. Give frame\.to_dict\('records'\)"),
+    ):
+        with pytest.raises(errors.KitError, match=words):
+            examples | RunInference(handler)
+    assert len(frame.to_numpy() | RunInference(tensors)) == 3
 
 
 def test_methods_and_own_inference_fn(net: tuple[Net, Path]) -> None:

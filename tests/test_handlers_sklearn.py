@@ -18,7 +18,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
-from kit import errors
+from kit import RunInference, errors
 from kit.handlers import ModelFileType, SklearnModelHandlerNumpy, SklearnModelHandlerPandas
 
 X, Y = load_iris(return_X_y=True)
@@ -98,6 +98,14 @@ def test_dataframes_keep_their_columns(tmp_path: Path) -> None:
     assert np.allclose([r.inference for r in beam_like.run_inference(single, loaded)], expected)
     with pytest.raises(errors.UnsupportedInput, match=r"example 1 of the batch is a DataFrame of 4 rows"):
         handler.run_inference([single[0], frame], loaded)
+
+
+def test_dataframes_for_arrays_are_told_the_right_handler(forest: tuple[RandomForestClassifier, Path]) -> None:
+    handler = SklearnModelHandlerNumpy(forest[1])
+    frame = pd.DataFrame(X[:3])
+    with pytest.raises(errors.KitError, match=r"DataFrames of one row\. Use SklearnModelHandlerPandas, or give frame"):
+        frame | RunInference(handler)
+    assert len(frame.to_numpy() | RunInference(handler)) == 3
 
 
 def test_bad_files_and_settings(forest: tuple[RandomForestClassifier, Path], tmp_path: Path) -> None:

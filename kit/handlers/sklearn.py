@@ -155,6 +155,11 @@ class SklearnModelHandlerNumpy(_SklearnModelHandler):
 
         if hasattr(batch, "shape"):
             return np.asarray(batch)
+        if len(batch) and hasattr(batch[0], "columns"):
+            raise UnsupportedInput(
+                f"{type(self).__name__} takes numpy arrays; the batch holds DataFrames of one row. Use "
+                "SklearnModelHandlerPandas, or give frame.to_numpy(), whose rows are the examples."
+            )
         return np.stack([np.asarray(example) for example in batch])
 
 

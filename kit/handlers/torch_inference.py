@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kit.checks import check_function
-from kit.errors import InvalidSetting
+from kit.errors import InvalidSetting, UnsupportedInput
 from kit.handler import PredictionResult
 from kit.handlers import devices, paths, results
+from kit.shorten import shorten
 
 if TYPE_CHECKING:
     import torch
@@ -40,8 +41,19 @@ def _array(rows: Sequence[Any]) -> Any:
 
     if hasattr(rows[0], "dtype"):
         return np.stack(rows)
+    if hasattr(rows[0], "columns"):
+        raise UnsupportedInput(
+            "A handler of tensors takes tensors, numpy arrays or numbers; the batch holds DataFrames of one row. Give "
+            "frame.to_numpy(), whose rows are the examples."
+        )
     # Python numbers become what torch makes of them: float32 and int64.
     array = np.asarray(rows)
+    if array.dtype.kind not in "biufc":
+        keyed = " For dicts of tensors there is the handler ...KeyedTensor." if hasattr(rows[0], "items") else ""
+        raise UnsupportedInput(
+            "A handler of tensors takes tensors, numpy arrays or numbers; the batch holds "
+            f"{shorten(rows[0])} ({type(rows[0]).__name__}).{keyed}"
+        )
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
@@ -60,6 +72,8 @@ def stack_keyed(batch: Any, device: Any) -> dict[str, torch.Tensor]:
         return {name: stack(value, device) for name, value in batch.items()}
     rows: dict[str, list[Any]] = {}
     for example in batch:
+        if not hasattr(example, "items") or hasattr(example, "columns"):
+            raise UnsupportedInput(_not_keyed(example))
         for name, value in example.items():
             rows.setdefault(name, []).append(value)
     short = {name: len(values) for name, values in rows.items() if len(values) != len(batch)}
@@ -68,6 +82,18 @@ def stack_keyed(batch: Any, device: Any) -> dict[str, torch.Tensor]:
             f"Examples of one batch need the same keys; of {len(batch)} examples these keys are in fewer: {short}."
         )
     return {name: stack(values, device) for name, values in rows.items()}
+
+
+def _not_keyed(example: Any) -> str:
+    if hasattr(example, "columns"):
+        what, advice = "DataFrames of one row", "Give frame.to_dict('records')."
+    else:
+        shape = f" of shape {list(example.shape)}" if hasattr(example, "shape") else ""
+        what, advice = f"a {type(example).__name__}{shape}", "For tensors there is the handler ...ModelHandlerTensor."
+    return (
+        "A handler of keyed tensors takes dicts of tensors by the names of the model's arguments, such as "
+        f"{{'x': tensor}}; the batch holds {what}. {advice}"
+    )
 
 
 class ModelFn:
