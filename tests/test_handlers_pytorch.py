@@ -280,10 +280,24 @@ def test_files_that_cannot_be_read(net: tuple[Net, Path], tmp_path: Path) -> Non
         with pytest.raises(errors.WeightsFileError, match=words) as caught:
             PytorchModelHandlerTensor(tmp_path / name, Net).load_model()
         assert name in str(caught.value)
+        assert "weights_only" not in str(caught.value.__cause__), "torch advises to switch it off"
     with pytest.raises(errors.WeightsFileError, match=r"noise\.ts"):
         PytorchModelHandlerTensor(torch_script_model_path=tmp_path / "noise.ts").load_model()
     with pytest.raises(errors.WeightsFileError, match="looked in"):
         PytorchModelHandlerTensor("nowhere.pt", Net).load_model()
+
+
+def test_a_file_given_under_the_name_of_the_other_kind(net: tuple[Net, Path], tmp_path: Path) -> None:
+    script = tmp_path / "net.ts"
+    torch.jit.script(net[0]).save(script)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with pytest.raises(errors.WeightsFileError, match=r"give torch_script_model_path='.*net\.ts'") as caught:
+            PytorchModelHandlerTensor(script, Net).load_model()
+    assert [str(one.message) for one in warned] == []
+    assert "weights_only" not in str(caught.value)
+    with pytest.raises(errors.WeightsFileError, match=r"give state_dict_path='.*net\.pt' and model_class"):
+        PytorchModelHandlerTensor(torch_script_model_path=net[1]).load_model()
 
 
 def test_state_dicts_that_do_not_fit(net: tuple[Net, Path], tmp_path: Path) -> None:

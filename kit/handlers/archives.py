@@ -9,6 +9,17 @@ from kit.errors import WeightsFileError
 _STEP_BYTES = 1 << 20
 
 
+def is_torch_script(local: str) -> bool:
+    """Whether the file `local` is an archive of ``torch.jit.save``; False for what is no archive at all."""
+    if not zipfile.is_zipfile(local):
+        return False
+    try:
+        with zipfile.ZipFile(local) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return False
+
+
 def check(path: str, local: str, what: str) -> None:
     """Compare each part of the archive `local` with the CRC32 that was saved with it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -147,6 +148,11 @@ class PytorchModelHandlerTensor(TorchHandler):
         arguments = {name: value for name, value in self._load_model_args.items() if name != "weights_only"}
         with paths.local(path, "TorchScript file") as local:
             archives.check(path, local, "TorchScript file")
+            if zipfile.is_zipfile(local) and not archives.is_torch_script(local):
+                raise WeightsFileError(
+                    f"The file {path!r} was given as torch_script_model_path and is no TorchScript model: if it's one "
+                    f"of torch.save(model.state_dict(), path), give state_dict_path={path!r} and model_class."
+                )
             try:
                 return torch.jit.load(local, **{"map_location": self.device, **arguments})
             except (KitError, MemoryError):

@@ -26,13 +26,21 @@ def read(path: str, device: Any, load_args: Mapping[str, Any]) -> dict[str, Any]
         if local.endswith(".safetensors"):
             return _read_safetensors(path, local, device, load_args)
         archives.check(path, local, "weights file")
+        if archives.is_torch_script(local):
+            raise WeightsFileError(
+                f"The file {path!r} was given as state_dict_path and is a TorchScript model: give "
+                f"torch_script_model_path={path!r} in place of state_dict_path and model_class."
+            )
         arguments = {"map_location": device, **load_args, "weights_only": True}
         try:
             state = torch.load(local, **arguments)
         except (KitError, MemoryError):
             raise
         except Exception as error:
-            raise WeightsFileError(_unreadable(path, error)) from error
+            advised = (
+                "weights_only" in str(error).lower()
+            )  # torch advises to switch it off, which is for nobody to read
+            raise WeightsFileError(_unreadable(path, error)) from (None if advised else error)
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise WeightsFileError(
             f"The weights file {path!r} holds a {type(state).__name__}, not tensors by name: "
@@ -43,7 +51,7 @@ def read(path: str, device: Any, load_args: Mapping[str, Any]) -> dict[str, Any]
 
 def _unreadable(path: str, error: Exception) -> str:
     first = str(error).strip().partition("\n")[0]
-    if type(error).__name__ == "UnpicklingError" and "weights_only" in str(error).lower():
+    if "weights_only" in str(error).lower():
         return (
             f"The weights file {path!r} is corrupt or holds Python objects, which are never loaded: "
             "save torch.save(model.state_dict(), path)."
