@@ -242,6 +242,14 @@ def test_update_model_path_and_pickling(net: tuple[Net, Path], tmp_path: Path) -
         ({"state_dict_path": "a.pt", "model_class": "Net"}, "give the class"),
         ({"state_dict_path": "a.pt", "model_class": Net, "torch_script_model_path": "b.ts"}, "not both"),
         ({"state_dict_path": "a.pt", "model_class": Net, "load_model_args": {"weights_only": False}}, "never"),
+        (
+            {"state_dict_path": "a.pt", "model_class": Net, "load_model_args": {"zz": True}},
+            "'zz' is no option of torch.l",
+        ),
+        (
+            {"torch_script_model_path": "a.ts", "load_model_args": {"zz": True}},
+            r"torch\.jit\.load, which takes map_loca",
+        ),
         ({"state_dict_path": "a.pt", "model_class": Net, "device": "tpu"}, "device='tpu'"),
         ({"state_dict_path": "a.pt", "model_class": Net, "inference_fn": 3}, "inference_fn=3"),
     ],
@@ -261,6 +269,8 @@ def test_files_that_cannot_be_read(net: tuple[Net, Path], tmp_path: Path) -> Non
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "noise.pt").write_bytes(b"\x00\x01noise" * 50)
     (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.pt").touch()
     (tmp_path / "noise.safetensors").write_bytes(b"\xff" * 64)
     (tmp_path / "noise.ts").write_bytes(b"no zip")
     torch.save([1, 2], tmp_path / "list.pt")
@@ -271,7 +281,8 @@ def test_files_that_cannot_be_read(net: tuple[Net, Path], tmp_path: Path) -> Non
         "gone.safetensors": "doesn't exist",
         "cut.pt": "corrupt",
         "noise.pt": "corrupt",
-        "empty.pt": "corrupt",
+        "empty.pt": "is empty, it has 0 bytes",
+        "folder": r"is a folder, which holds a\.pt: give the path of a file",
         "noise.safetensors": "corrupt",
         "list.pt": "holds a list",
         "evil.pt": "never loaded",

@@ -110,6 +110,7 @@ def test_dataframes_for_arrays_are_told_the_right_handler(forest: tuple[RandomFo
 
 def test_bad_files_and_settings(forest: tuple[RandomForestClassifier, Path], tmp_path: Path) -> None:
     whole = forest[1].read_bytes()
+    (tmp_path / "empty.pkl").touch()
     (tmp_path / "cut.pkl").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "noise.pkl").write_bytes(b"noise")
     (tmp_path / "dict.pkl").write_bytes(pickle.dumps({"a": 1}))
@@ -117,6 +118,8 @@ def test_bad_files_and_settings(forest: tuple[RandomForestClassifier, Path], tmp
     for name, words in {
         "gone.pkl": "doesn't exist",
         "cut.pkl": "corrupt",
+        "empty.pkl": "is empty, it has 0 bytes",
+        ".": "is a folder, which holds ",
         "noise.pkl": "corrupt",
         "dict.pkl": "holds a dict, which has no predict",
         "module.pkl": "needs the module 'no_such_module_here'",

@@ -75,6 +75,23 @@ def local(path: str | os.PathLike[str], what: str = "weights file") -> Iterator[
         yield _download(name, folder, what)
 
 
+@contextlib.contextmanager
+def local_file(path: str | os.PathLike[str], what: str = "weights file") -> Iterator[str]:
+    """As `local`, of what has to be a file that isn't empty.
+
+    Raises:
+        WeightsFileError, MissingExtra: as `local`; it is a folder, or has 0 bytes.
+    """
+    with local(path, what) as name:
+        if os.path.isdir(name):
+            found = sorted(entry.name for entry in os.scandir(name) if entry.is_file())
+            holds = f"which holds {', '.join(found[:5])}{', ...' * (len(found) > 5)}" if found else "without files"
+            raise WeightsFileError(f"The {what} {os.fspath(path)!r} is a folder, {holds}: give the path of a file.")
+        if os.path.getsize(name) == 0:
+            raise WeightsFileError(f"The {what} {os.fspath(path)!r} is empty, it has 0 bytes: copy or save it again.")
+        yield name
+
+
 def _download(url: str, folder: str, what: str) -> str:
     filesystem, remote = _filesystem(url)
     target = os.path.join(folder, os.path.basename(remote.rstrip("/")) or "model")

@@ -18,6 +18,7 @@ from kit.handlers.torch_inference import (
     make_keyed_tensor_model_fn,
     make_tensor_model_fn,
 )
+from kit.shorten import shorten
 
 __all__ = [
     "PytorchModelHandlerKeyedTensor",
@@ -27,6 +28,12 @@ __all__ = [
     "make_keyed_tensor_model_fn",
     "make_tensor_model_fn",
 ]
+
+#: What reads a file, and its options; torch.load takes more only where it may run code from the file.
+_LOADERS = {
+    "state dict": ("torch.load", ("map_location", "mmap", "encoding")),
+    "script": ("torch.jit.load", ("map_location", "_extra_files", "_restore_shapes")),
+}
 
 
 class PytorchModelHandlerTensor(TorchHandler):
@@ -95,6 +102,13 @@ class PytorchModelHandlerTensor(TorchHandler):
                 f"{name}: load_model_args has weights_only={self._load_model_args['weights_only']!r}: the kit never "
                 "runs code from a weights file. Save model.state_dict() and leave weights_only out."
             )
+        loader, takes = _LOADERS["script" if self._torch_script_model_path else "state dict"]
+        for option in self._load_model_args:
+            if option not in (*takes, "weights_only"):
+                raise InvalidSetting(
+                    f"{name}: load_model_args={shorten(self._load_model_args)}: {option!r} is no option of {loader}, "
+                    f"which takes {', '.join(takes)}."
+                )
 
     def _safetensors(self) -> tuple[str, ...]:
         if self.model_id.endswith(".safetensors"):
@@ -146,7 +160,7 @@ class PytorchModelHandlerTensor(TorchHandler):
         import torch
 
         arguments = {name: value for name, value in self._load_model_args.items() if name != "weights_only"}
-        with paths.local(path, "TorchScript file") as local:
+        with paths.local_file(path, "TorchScript file") as local:
             archives.check(path, local, "TorchScript file")
             if zipfile.is_zipfile(local) and not archives.is_torch_script(local):
                 raise WeightsFileError(

@@ -63,7 +63,7 @@ class _SklearnModelHandler(paths.WithModelPath):
             import sklearn  # noqa: F401
         except ImportError as error:
             raise paths.needs("scikit-learn") from error
-        with paths.local(self._model_path, "model file") as path:
+        with paths.local_file(self._model_path, "model file") as path:
             try:
                 model = self._load(path)
             except MemoryError:

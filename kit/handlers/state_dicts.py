@@ -22,7 +22,7 @@ def read(path: str, device: Any, load_args: Mapping[str, Any]) -> dict[str, Any]
     """
     import torch
 
-    with paths.local(path) as local:
+    with paths.local_file(path) as local:
         if local.endswith(".safetensors"):
             return _read_safetensors(path, local, device, load_args)
         archives.check(path, local, "weights file")
