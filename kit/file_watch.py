@@ -40,7 +40,7 @@ class ModelWatch:
             raise errors.InvalidSetting(f"pattern={pattern!r}: give a path with wildcards, such as 'models/*.pt'.")
         if isinstance(interval_s, bool) or not isinstance(interval_s, int | float) or not interval_s > 0:
             raise errors.InvalidSetting(f"interval_s={interval_s!r}: give seconds above 0.")
-        self.pattern = os.path.abspath(os.fspath(pattern))
+        self.pattern = os.path.abspath(os.path.expanduser(pattern))
         self.interval_s = interval_s
         self.updates: list[str] = []
         self.errors: list[tuple[str, Exception]] = []

@@ -79,6 +79,7 @@ def weights_on_disk(path: str | None) -> int | None:
     """Bytes of the weights files at a local path, a file or a model's folder; None if there are none."""
     if not path or not isinstance(path, str):
         return None
+    path = os.path.expanduser(path)
     endings = (".safetensors", ".pt", ".pth", ".bin")
     if os.path.isfile(path):
         return os.path.getsize(path) if path.endswith(endings) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import namedtuple
 from pathlib import Path
@@ -294,8 +295,21 @@ def test_files_that_cannot_be_read(net: tuple[Net, Path], tmp_path: Path) -> Non
         assert "weights_only" not in str(caught.value.__cause__), "torch advises to switch it off"
     with pytest.raises(errors.WeightsFileError, match=r"noise\.ts"):
         PytorchModelHandlerTensor(torch_script_model_path=tmp_path / "noise.ts").load_model()
-    with pytest.raises(errors.WeightsFileError, match="looked in"):
+    with pytest.raises(
+        errors.WeightsFileError, match=rf"'nowhere\.pt' doesn't exist \(looked for {os.getcwd()}/nowhere"
+    ):
         PytorchModelHandlerTensor("nowhere.pt", Net).load_model()
+    with pytest.raises(errors.WeightsFileError, match=r"known to the process alone that wrote it"):
+        PytorchModelHandlerTensor("memory://nowhere/net.pt", Net).load_model()
+
+
+def test_a_path_in_the_home_folder(net: tuple[Net, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(net[1].parent))
+    handler = PytorchModelHandlerTensor("~/net.pt", Net)
+    assert torch.equal(inferences(handler, batch := rows()), net[0](torch.stack(batch)))
+    assert handler.estimate_model_bytes() == net[1].stat().st_size
+    with pytest.raises(errors.WeightsFileError, match=rf"'~/gone\.pt' doesn't exist \(looked for {net[1].parent}/gone"):
+        PytorchModelHandlerTensor("~/gone.pt", Net).load_model()
 
 
 def test_a_file_given_under_the_name_of_the_other_kind(net: tuple[Net, Path], tmp_path: Path) -> None:

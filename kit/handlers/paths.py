@@ -68,7 +68,7 @@ def local(path: str | os.PathLike[str], what: str = "weights file") -> Iterator[
     if not is_url(name):
         name = os.path.expanduser(name)
         if not os.path.exists(name):
-            raise WeightsFileError(_missing(path, what))
+            raise WeightsFileError(_missing(os.fspath(path), name, what))
         yield name
         return
     with tempfile.TemporaryDirectory(prefix="kit-") as folder:
@@ -97,7 +97,11 @@ def _download(url: str, folder: str, what: str) -> str:
     target = os.path.join(folder, os.path.basename(remote.rstrip("/")) or "model")
     try:
         if not filesystem.exists(remote):
-            raise WeightsFileError(f"The {what} {url!r} doesn't exist.")
+            private = (
+                " What lies in memory:// is known to the process alone that wrote it, and workers are others: give a "
+                "file's path."
+            )
+            raise WeightsFileError(f"The {what} {url!r} doesn't exist.{private * url.startswith('memory://')}")
         if filesystem.isdir(remote):
             # Without the slash a folder that exists would get the files in a sub-folder.
             filesystem.get(remote.rstrip("/") + "/", target + "/", recursive=True)
@@ -126,10 +130,10 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise WeightsFileError(f"{url!r}: no file system is known for {protocol}://. {error}") from error
 
 
-def _missing(path: str | os.PathLike[str], what: str) -> str:
-    name = os.fspath(path)
-    where = "" if os.path.isabs(os.path.expanduser(name)) else f" (looked in {os.getcwd()})"
-    return f"The {what} {name!r} doesn't exist{where}."
+def _missing(given: str, name: str, what: str) -> str:
+    looked = os.path.abspath(name)
+    where = "" if looked == given else f" (looked for {looked})"
+    return f"The {what} {given!r} doesn't exist{where}."
 
 
 def modules(package: str, names: tuple[str, ...] = ()) -> tuple[str, ...]:
