@@ -22,6 +22,7 @@ from kit import batching, errors
 from kit.checks import check_prediction_count
 from kit.engine import forkserver, loading, system
 from kit.engine.packing import pack
+from kit.engine.trouble import FAILURES
 from kit.handler import PredictionResult
 from kit.metrics import LatencyHistogram
 
@@ -144,7 +145,7 @@ def serve(fd: int, parent: int) -> None:
     try:
         handler_bytes, examples_bytes = connection.recv()
         loop = _Loop(pickle.loads(handler_bytes), pickle.loads(examples_bytes))
-    except Exception as error:
+    except FAILURES as error:
         connection.send(("error", _described(error, "ModelLoadFailed", "The model couldn't be loaded")))
         return
     connection.send(("ok", loop.weights_bytes))
@@ -155,11 +156,11 @@ def serve(fd: int, parent: int) -> None:
             return
         try:
             connection.send(("ok", getattr(loop, what)(seconds)))
-        except Exception as error:
+        except FAILURES as error:
             connection.send(("error", _described(error, "InferenceFailed", "The handler failed")))
 
 
-def _described(error: Exception, kind: str, what: str) -> tuple[str, str, str]:
+def _described(error: BaseException, kind: str, what: str) -> tuple[str, str, str]:
     if isinstance(error, errors.KitError):
         return (type(error).__name__, str(error.args[0]), error.remote_traceback or traceback.format_exc())
     return (kind, f"{what} in the bare loop: {type(error).__name__}: {error}", traceback.format_exc())

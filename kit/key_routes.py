@@ -139,7 +139,7 @@ class Routes:
             handler = self._resolve(key)
         except KitError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, KeyError) and error.args == (key,):  # looked up in a dict, most likely
                 words = f"there is no model for the key {short(key)}: the function for handlers has none."
                 raise UnknownKey(words) from error

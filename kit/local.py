@@ -19,7 +19,7 @@ from kit.engine.keyed_runner import KeyedRunner
 from kit.engine.local_model import LocalModel
 from kit.engine.requests import Request
 from kit.engine.runner import Outcome, Runner, pick
-from kit.engine.trouble import Trouble
+from kit.engine.trouble import FAILURES, Trouble
 from kit.shorten import counted
 
 #: Time between two looks at the clock, seconds: for progress, and to let an interrupt through.
@@ -75,7 +75,7 @@ class LocalServing:
                 self.model = handler.load_model()
             except errors.KitError:
                 raise
-            except Exception as error:
+            except FAILURES as error:
                 raise errors.ModelLoadFailed(
                     f"load_model of {type(handler).__name__} failed: {type(error).__name__}: {error}"
                 ) from error

@@ -5,8 +5,10 @@ That nothing is orphaned is checked after every test by the fixture in conftest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -172,6 +174,49 @@ def test_a_switch_over_the_budget_leaves_the_old_mode_serving() -> None:
             deployment.switch(memory_budget="1MB")
         assert deployment.settings.memory_budget == 10_000_000
         assert serves(deployment)
+
+
+class Leaves(Double):
+    """Calls sys.exit on a 2, or when it loads."""
+
+    def __init__(self, loads: bool = True) -> None:
+        super().__init__()
+        self.loads = loads
+
+    def load_model(self) -> Any:
+        return np.array([2]) if self.loads else sys.exit(2)
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        return sys.exit(2) if 2 in batch else super().run_inference(batch, model)
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+@pytest.mark.parametrize("by_key", [False, True])
+def test_sys_exit_in_a_handler_fails_the_example_and_ends_no_process(mode: str | None, by_key: bool) -> None:
+    handler: Any = kit.KeyedModelHandler([kit.KeyModelMapping(["a"], Leaves())]) if by_key else Leaves()
+    examples = [("a", x) for x in (1, 2, 3)] if by_key else [1, 2, 3]
+    with contextlib.ExitStack() as stack:
+        served = handler if mode is None else stack.enter_context(kit.deploy(handler, mode=mode, processes=1))
+        with pytest.raises(errors.InferenceFailed, match="SystemExit: 2"):
+            examples | RunInference(served)
+        found = list(examples | RunInference(served).with_exception_handling())
+        assert "SystemExit: 2" in str(found[1].error)
+        last = found[2][1] if by_key else found[2]
+        assert last.inference == 6
+        if mode is not None:
+            assert "death" not in " ".join(served.history["events"])
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_sys_exit_in_load_model_is_a_failed_load(mode: str | None) -> None:
+    for handler in (Leaves(loads=False), kit.KeyedModelHandler([kit.KeyModelMapping(["a"], Leaves(loads=False))])):
+        examples = [("a", 1)] if isinstance(handler, kit.KeyedModelHandler) else [1]
+        with pytest.raises(errors.ModelLoadFailed, match="SystemExit: 2"):
+            if mode is None:
+                examples | RunInference(handler)
+            else:
+                with kit.deploy(handler, mode=mode, processes=1) as deployment:
+                    examples | RunInference(deployment)
 
 
 # ---- handlers and weights ------------------------------------------------------------------------

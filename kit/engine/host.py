@@ -28,7 +28,7 @@ from kit.engine.local_model import Computed, LocalModel
 from kit.engine.model_store import KINDS, ModelStore
 from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, MODEL, RESULT, RUN, STOP
 from kit.engine.transport import SPIN_S, Channel, ChannelClosed
-from kit.engine.trouble import Trouble
+from kit.engine.trouble import FAILURES, Trouble
 from kit.shorten import counted
 
 
@@ -191,7 +191,7 @@ class Host:
                 computed = group[0].kind.compute(batch, group[0].lane.args)
                 group[0].kind.curve.record(total, computed.seconds)
             total = len(computed.values)
-        except Exception as error:
+        except FAILURES as error:
             self.board.end(self.slot, began, 0, 0)
             if len(group) > 1:
                 # One request's bad example must not fail another's.
@@ -223,7 +223,7 @@ class Host:
         try:
             several: Computed | None = request.kind.compute.several(examples, request.lane.args, request.size)
             return several
-        except Exception:
+        except FAILURES:
             return None  # its batches are computed one by one, which tells which of them failed
 
     def _answer(self, request: HostRequest, computed: Computed) -> None:
@@ -240,7 +240,7 @@ class Host:
         except Exception as error:
             self._answer_trouble(request, error)
 
-    def _answer_trouble(self, request: HostRequest, error: Exception) -> None:
+    def _answer_trouble(self, request: HostRequest, error: BaseException) -> None:
         words = f"{request.kind.name} failed on a batch of {counted(request.count, 'example')}"
         lane, trouble = request.lane, Trouble.of(error, words)
         try:

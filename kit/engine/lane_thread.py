@@ -33,7 +33,7 @@ from kit.engine.protocol import (
 )
 from kit.engine.runner import Outcome, Runner
 from kit.engine.transport import Channel, ChannelClosed
-from kit.engine.trouble import Trouble
+from kit.engine.trouble import FAILURES, Trouble
 
 
 class Unwanted(BaseException):
@@ -142,7 +142,7 @@ class LaneThread:
             self.lane.send(FAILED, trouble, request=message.request, stamp=started)
         except HostLost as lost:
             self.lane.send(LOST, lost.pid, request=message.request, stamp=started)
-        except Exception as error:
+        except FAILURES as error:
             self.lane.send(FAILED, Trouble.of(error), request=message.request, stamp=started)
         else:
             # Before the answer is there: whoever has it may look at once.

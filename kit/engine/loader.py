@@ -20,6 +20,7 @@ from kit.engine.local_model import LocalModel
 from kit.engine.model_store import Handlers, trouble_of
 from kit.engine.protocol import FAILED, LOADED, VERIFIED, VERIFY
 from kit.engine.transport import ChannelClosed
+from kit.engine.trouble import FAILURES
 from kit.mapped_files import in_mapped_files
 
 
@@ -106,7 +107,7 @@ def _compare(handler: Any, original: LocalModel, rebuilt: LocalModel, examples: 
         if weights.equal_outputs(first, twin):
             return "equal", "outputs equal bit for bit"
         again = _seeded(original, examples, args)
-    except Exception as error:
+    except FAILURES as error:
         # A bad example says nothing about the weights; the next batch will.
         return "failed", f"{type(error).__name__}: {error}"
     if not weights.equal_outputs(first, again):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from kit import batching, errors
 from kit.engine.codec import Rows, concatenate
 from kit.engine.local_model import Compute, Computed
-from kit.engine.trouble import Trouble
+from kit.engine.trouble import FAILURES, Trouble
 from kit.shorten import counted
 
 
@@ -164,7 +164,7 @@ class Runner:
             return None
         try:
             computed: Computed | None = several(examples, args, size)
-        except Exception:
+        except FAILURES:
             return None
         return computed
 
@@ -183,7 +183,7 @@ class Runner:
             return [(indices, self.compute(batch, args))]
         except errors.WrongPredictionCount:
             raise
-        except Exception as error:
+        except FAILURES as error:
             if not isolate:
                 raise self._failed(error, f"a batch of {counted(len(batch), 'example')}") from error
             if len(batch) == 1:
@@ -205,7 +205,7 @@ class Runner:
         try:
             computed = self.compute(batch, args)
             return computed._replace(values=[list(computed.values)])
-        except Exception as error:
+        except FAILURES as error:
             if not isolate:
                 raise self._failed(error, "a batch given as one example") from error
             troubles[indices[0]] = self._trouble(error, "the example")
@@ -228,7 +228,7 @@ class Runner:
             try:
                 for function in functions:
                     item = function(item)
-            except Exception as error:
+            except FAILURES as error:
                 by = getattr(function, "__name__", type(function).__name__)
                 if not isolate:
                     raise self._failed(error, f"{what} of an example by {by}") from error
@@ -248,12 +248,12 @@ class Runner:
             items = list(map(PredictionResult, examples, items, ids))
         return self.apply(self._post, items, troubles, "post-processing", isolate)
 
-    def _failed(self, error: Exception, what: str) -> errors.KitError:
+    def _failed(self, error: BaseException, what: str) -> errors.KitError:
         if isinstance(error, errors.KitError):
             return error
         return self._trouble(error, what).error()
 
-    def _trouble(self, error: Exception, what: str) -> Trouble:
+    def _trouble(self, error: BaseException, what: str) -> Trouble:
         return Trouble.of(error, f"{self._name} failed on {what}")
 
 

@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from kit import errors
 
+#: What the user's code may raise: ``sys.exit`` in it ends the example or the load, and no process that serves others.
+FAILURES = (Exception, SystemExit)
+
 
 class Trouble(NamedTuple):
     """An error as it travels: class name of ours, message, traceback text."""

@@ -128,7 +128,7 @@ class Traffic:
     def _failed(self, entry: Entry, flight: Flight, failure: BaseException) -> None:
         self.room.cancel(entry)
         entry.model, entry.state = None, EVICTED
-        if not isinstance(failure, Exception):
+        if not isinstance(failure, (Exception, SystemExit)):
             self._land(flight)
             raise failure  # interrupted: nobody else's business
         entry.state = FAILED
