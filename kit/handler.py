@@ -255,8 +255,8 @@ class ModelHandler:
     def from_callable(load: Callable[[], Any], run: Callable[..., Iterable[Any]], **options: Any) -> ModelHandler:
         """A handler from two functions: ``load() -> model`` and ``run(batch, model) -> predictions``.
 
-        `run` is given the inference arguments as a third argument when it takes one. `options` are
-        those of `ModelHandler`.
+        `run` is given the inference arguments as a third argument or as the keyword ``inference_args``, when it
+        takes one. `options` are those of `ModelHandler`.
         """
         from kit.callables import CallableModelHandler
 

@@ -680,6 +680,18 @@ def test_what_is_no_function_is_refused_where_it_is_given() -> None:
         RunInference(Double()).with_exception_handling(timeout="1")  # type: ignore[arg-type]
 
 
+def test_inference_arguments_reach_a_run_function_by_name_or_it_is_told_its_parameters() -> None:
+    def run(batch: Any, model: Any, *, inference_args: Any = None) -> Any:
+        return [example + (inference_args or {}).get("k", 0) for example in batch]
+
+    handler = ModelHandler.from_callable(int, run)
+    assert [found.inference for found in [1] | RunInference(handler)] == [1]
+    assert [found.inference for found in [1] | RunInference(handler, inference_args={"k": 1})] == [2]
+    plain = ModelHandler.from_callable(int, lambda batch, model, *, speed=1: batch)
+    with pytest.raises(errors.InvalidSetting, match=r"takes \(batch, model, \*, speed=1\) only\. Give it a third"):
+        RunInference(plain, inference_args={"k": 1})
+
+
 def test_a_run_function_that_takes_no_model_is_told_its_parameters() -> None:
     with pytest.raises(errors.InvalidSetting, match=r"from_callable\(run=.*\(batch, model\)"):
         ModelHandler.from_callable(dict, lambda batch: batch)
