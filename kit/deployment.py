@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self
 
-from kit.checks import check_request
+from kit.checks import check_positive, check_request
 from kit.deployed_models import DeployedModels
 from kit.deployed_settings import DeployedSettings
 from kit.inputs import sized_rows
@@ -49,6 +49,7 @@ class Deployment(DeployedSettings, DeployedModels):
             DeadlineExceeded: `timeout` passed.
             DeploymentClosed, CrashLoop: nothing is served any more.
         """
+        check_positive("timeout", timeout)
         future = self.submit(examples, timeout, inference_args=inference_args)
         try:
             return future.result()
@@ -106,6 +107,7 @@ class Deployment(DeployedSettings, DeployedModels):
         inference_args: Mapping[str, Any] | None = None,
     ) -> list[Any]:
         """`predict` for asyncio; cancelling the task cancels the request."""
+        check_positive("timeout", timeout)
         return await asyncio.wrap_future(self.submit(examples, timeout, inference_args=inference_args))
 
     # ---- watching ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ That nothing is orphaned is checked after every test by the fixture in conftest.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -606,6 +607,10 @@ def test_a_deadline_that_passes() -> None:
         assert serves(deployment)
         with pytest.raises(errors.InvalidSetting, match="deadline=0"):
             deployment.submit([1], deadline=0)
+        with pytest.raises(errors.InvalidSetting, match="timeout=0: give seconds above 0"):
+            deployment.predict([1], timeout=0)
+        with pytest.raises(errors.InvalidSetting, match="timeout=-1: give seconds above 0"):
+            asyncio.run(deployment.apredict([1], timeout=-1))
 
 
 @pytest.mark.parametrize(

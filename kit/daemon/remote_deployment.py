@@ -54,7 +54,7 @@ class RemoteDeployment(Deployment):
         *,
         inference_args: Mapping[str, Any] | None = None,
     ) -> list[Any]:
-        rows = sized_rows(examples, timeout)
+        rows = sized_rows(examples, timeout, "timeout")
         check_request(None, None, inference_args)
         deaths = 0
         if timeout is None and inference_args is None:
