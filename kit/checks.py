@@ -33,6 +33,11 @@ def check_handler(handler: Any, where: str = "") -> Any:
         raise errors.InvalidSetting(
             f"{where}{handler.__name__} is a class: make an object of it, {handler.__name__}(...)."
         )
+    if type(handler).__name__ == "RunInference":  # the kit's or Beam's
+        raise errors.InvalidSetting(
+            f"{where}this is a RunInference, which runs a handler on examples: pass the handler itself, the one given "
+            "to RunInference(handler)."
+        )
     missing = [name for name in ("load_model", "run_inference") if not hasattr(handler, name)]
     if missing:
         raise errors.InvalidSetting(

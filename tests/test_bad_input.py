@@ -127,6 +127,12 @@ def test_what_is_no_handler_is_refused(bad: Any) -> None:
         kit.deploy(bad)
 
 
+@pytest.mark.parametrize("take", [kit.deploy, RunInference, lambda given: kit.compare(given, [1])])
+def test_run_inference_in_the_place_of_a_handler_is_told_to_give_the_handler(take: Any) -> None:
+    with pytest.raises(errors.InvalidSetting, match=r"this is a RunInference, .* pass the handler itself"):
+        take(RunInference(Double()))
+
+
 def test_a_class_with_the_methods_but_not_derived_is_told_what_to_write() -> None:
     class Plain:
         def load_model(self) -> Any:
