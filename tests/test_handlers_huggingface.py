@@ -157,6 +157,8 @@ def test_tasks_that_transformers_lacks_name_the_replacement(task: str) -> None:
 
 
 def test_pipeline_settings_that_cannot_work(minilm: Path) -> None:
+    with pytest.raises(errors.InvalidSetting, match=r"model='.*minilm.*' is a folder.*: give task=, such as"):
+        HuggingFacePipelineModelHandler(model=minilm).load_model()
     with pytest.raises(errors.InvalidSetting, match="give a task, a model"):
         HuggingFacePipelineModelHandler()
     with pytest.raises(errors.InvalidSetting, match="give one of them"):

@@ -30,12 +30,29 @@ def preload(model: str, *extra: str) -> tuple[str, ...]:
 
 def model_type(model: str) -> str:
     """The architecture in the ``config.json`` of a local model folder, such as "bert"; else empty."""
+    kind = _config(model).get("model_type", "")
+    return kind.replace("-", "_") if isinstance(kind, str) else ""
+
+
+def names_no_task(folder: str) -> bool:
+    """Whether a model in a local folder leaves open which task it is for; models on the hub tell theirs there."""
+    return not _config(folder).get("custom_pipelines")
+
+
+def _config(model: str) -> dict[str, Any]:
+    """The ``config.json`` of a local model folder, {} where there is none."""
     try:
         with open(os.path.join(os.path.expanduser(model), "config.json"), encoding="utf-8") as file:
-            kind = json.load(file).get("model_type", "")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return kind.replace("-", "_") if isinstance(kind, str) else ""
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_folder(name: str) -> bool:
+    """True of a local folder or the URL of one, False of a name on the hub."""
+    local = name.startswith(("/", ".", "~")) or os.path.exists(os.path.expanduser(name))
+    return local or paths.is_url(name)
 
 
 @contextlib.contextmanager
@@ -46,9 +63,7 @@ def opened(name: str) -> Iterator[str]:
         WeightsFileError: it doesn't exist, or can't be loaded; the message says which was tried.
         MissingExtra: the URL's protocol needs a package that isn't installed.
     """
-    path = os.path.expanduser(name)
-    looks_local = name.startswith(("/", ".", "~")) or os.path.exists(path)
-    if paths.is_url(name) or looks_local:
+    if is_folder(name):
         with paths.local(name, "model folder") as folder, _explained(name, hub=False):
             yield folder
     else:

@@ -104,7 +104,7 @@ class HuggingFacePipelineModelHandler(paths.WithModelPath):
     """A transformers pipeline: raw examples in (texts, chats, images ...), the pipeline's answers out.
 
     Args:
-        task: the pipeline's task, a string or `PipelineTask`; may be empty when the model defines it.
+        task: the pipeline's task, a string or `PipelineTask`; may be empty when the model is one of the hub.
         model: local folder, name on the hub, or the fsspec URL of a folder; empty for the task's default.
         device: "auto" (None, the default), "cpu", "cuda", "cuda:1", "mps" or Beam's "CPU" and "GPU".
         inference_fn: ``fn(batch, pipeline, inference_args)`` that returns one answer for each example.
@@ -181,6 +181,11 @@ class HuggingFacePipelineModelHandler(paths.WithModelPath):
         if "device_map" not in arguments:
             arguments["device"] = devices.resolve(self._device)
         with hf_common.opened(self._model_path or f"(default of {self._task})") as name:
+            if not self._task and hf_common.is_folder(name) and hf_common.names_no_task(name):
+                raise InvalidSetting(
+                    f"model={self._model_path!r} is a folder, and only the model hub tells which task a model is for: "
+                    "give task=, such as task='text-classification'."
+                )
             loaded = pipeline(task=self._task or None, model=name if self._model_path else None, **arguments)
         if getattr(loaded, "model", None) is not None:
             loaded.model.requires_grad_(False).eval()
