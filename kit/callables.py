@@ -12,6 +12,9 @@ from kit.handler import ModelHandler
 class CallableModelHandler(ModelHandler):
     """A handler made of two functions; see `ModelHandler.from_callable`."""
 
+    #: What users write to make one.
+    _written = "ModelHandler.from_callable"
+
     def __init__(self, load: Callable[[], Any], run: Callable[..., Iterable[Any]], **options: Any) -> None:
         super().__init__(**options)
         for name, value in (("load", load), ("run", run)):

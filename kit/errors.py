@@ -45,6 +45,10 @@ class InvalidSetting(KitError, ValueError):
     """A setting has a value that can't work: unknown mode, zero processes, a budget that doesn't parse."""
 
 
+class UnknownOption(InvalidSetting, TypeError):
+    """A handler was given an option that it doesn't have; the message names the closest and lists them."""
+
+
 class UnsupportedInput(KitError, TypeError):
     """The examples are of a kind that RunInference refuses (a bare string, a dict, a PCollection)."""
 

@@ -16,6 +16,7 @@ from kit.batch_options import BATCHING_OPTIONS, check_batch_options
 from kit.checks import check_function, check_mapping, check_whole
 from kit.errors import InvalidSetting
 from kit.made_with import MadeWith
+from kit.option_names import check_names, names_checked
 
 Function = Callable[[Any], Any]
 
@@ -57,6 +58,7 @@ class ModelHandler:
 
     Raises:
         InvalidSetting: sizes or boundaries that can't work.
+        UnknownOption: an option that there isn't.
     """
 
     #: False when one model object mustn't be called by two threads at once; it then gets one thread.
@@ -78,9 +80,11 @@ class ModelHandler:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
         if args or kwargs:  # a copy is made without, and keeps the original's
+            check_names(cls, kwargs)
             self._made_with = MadeWith(args, kwargs)
         return self
 
+    @names_checked
     def __init__(
         self,
         *,

@@ -24,6 +24,7 @@ from kit import ModelHandler, RunInference, errors
 from kit.daemon.sameness import digest
 from kit.engine.packing import pack
 from kit.engine.topology import Topology
+from kit.handlers import HuggingFaceModelHandlerTensor
 from kit.settings import MODES
 
 
@@ -675,6 +676,32 @@ def test_a_callback_at_the_end_that_raises_keeps_nothing_from_closing(capsys: py
 def test_options_of_a_handler_that_cannot_work(options: dict[str, Any], words: str) -> None:
     with pytest.raises(errors.InvalidSetting, match=words):
         ModelHandler(**options)
+
+
+class Passes(Double):
+    def __init__(self, path: str, **options: Any) -> None:
+        options.pop("mine", None)
+        super().__init__(**options)
+
+
+def test_a_mistyped_option_is_told_the_closest_and_all_there_are() -> None:
+    takes_all = r"It takes .*min_batch_size, .*env_vars\.$"
+    for make, words in (
+        (lambda: Double(max_bach_size=3), rf"Double has no option 'max_bach_size': did you mean 'max_b.*{takes_all}"),
+        (lambda: Passes("a", pth=3), r"Passes has no option 'pth': did you mean 'path'\? It takes path, min_"),
+        (
+            lambda: ModelHandler.from_callable(int, abs, zzz=3),
+            r"from_callable has no option 'zzz'\. It takes load, run, ",
+        ),
+        (lambda: Keeps(1, kep=True), r"Keeps has no option 'kep': did you mean 'keep'\? It takes given, keep\.$"),
+        (lambda: kit.KeyedModelHandler([], memory=3), r"did you mean 'memory_budget'\? It takes unkeyed, max_models"),
+        (lambda: HuggingFaceModelHandlerTensor("a", "b", divice=1), r"'device'\? It takes model_uri, .*large_model"),
+    ):
+        with pytest.raises(TypeError, match=words) as caught:
+            make()
+        assert isinstance(caught.value, errors.UnknownOption)
+    assert "framework" not in str(caught.value), "its base class's only"
+    assert Passes("a", mine=3, max_batch_size=2).batching_options() == {"max_batch_size": 2}
 
 
 def test_what_is_no_function_is_refused_where_it_is_given() -> None:
