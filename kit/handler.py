@@ -266,6 +266,11 @@ class ModelHandler:
 
         return CallableModelHandler(load, run, **options)
 
+    def __repr__(self) -> str:
+        from kit.handler_repr import describe
+
+        return describe(self)
+
     def _copy(self, **changes: Any) -> ModelHandler:
         other = copy.copy(self)
         # The copy loads the same model, so a model already loaded for the original serves it too.

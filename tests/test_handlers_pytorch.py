@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kit import RunInference, errors
+from kit import ModelHandler, RunInference, errors
 from kit.handlers import (
     PytorchModelHandlerKeyedTensor,
     PytorchModelHandlerTensor,
@@ -229,6 +229,34 @@ def test_update_model_path_and_pickling(net: tuple[Net, Path], tmp_path: Path) -
     batch = rows()
     assert torch.equal(inferences(travelled, batch), other(torch.stack(batch)))
     assert travelled.model_id == str(tmp_path / "other.pt")
+
+
+def test_the_repr_is_the_call_that_made_it_short_and_up_to_date(net: tuple[Net, Path]) -> None:
+    handler = PytorchModelHandlerTensor("net.pt", Net, {"width": 4, "path": "x"}, device="cpu", max_batch_size=3)
+    made = (
+        "PytorchModelHandlerTensor(state_dict_path='net.pt', model_class=Net, model_params={'width': 4, 'path': ...}, "
+    )
+    assert repr(handler) == f"{made}device='cpu', max_batch_size=3)"
+    assert (
+        repr(handler.with_batching(max_batch_size=None, min_batch_size=2)) == f"{made}device='cpu', min_batch_size=2)"
+    )
+    handler.update_model_path("next.pt")
+    assert repr(handler) == f"{made}device='cpu', max_batch_size=3, model_id='next.pt')"
+    elsewhere = cloudpickle.loads(cloudpickle.dumps(handler))
+    assert repr(elsewhere) == "PytorchModelHandlerTensor(max_batch_size=3, model_id='next.pt')"
+    assert repr(ModelHandler.from_callable(int, inferences)) == "ModelHandler.from_callable(load=int, run=inferences)"
+
+
+def test_the_repr_leaves_out_what_is_large_or_secret() -> None:
+    class Own(ModelHandler):
+        def __init__(self, table: Any, hub_token: str, **options: Any) -> None:
+            super().__init__(**options)
+
+    array = np.zeros((1000, 20))
+    shown = repr(Own(array, "hf_abc", env_vars={"HF_TOKEN": "hf_abc"}))
+    assert shown == "Own(table=<ndarray of shape [1000, 20]>, hub_token='...', env_vars={'HF_TOKEN': ...})"
+    assert len(repr(Own(["x" * 1000] * 1000, "", env_vars=dict.fromkeys(map(str, range(1000)), "")))) < 250
+    assert "Own(table=" in repr(RunInference(Own(1, "")))
 
 
 # ---- wrong settings and wrong files ----------------------------------------------------------
