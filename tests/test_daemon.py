@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import statistics
 import threading
@@ -416,6 +417,13 @@ def test_the_digest_is_of_what_a_handler_does() -> None:
         made.weights = array  # type: ignore[attr-defined]
         values.append(sameness.digest(made))
     assert values[0] == values[1] != values[2]
+
+
+def test_the_digest_tells_partial_functions_apart() -> None:
+    def digest(power: int) -> str:
+        return sameness.digest(kit.ModelHandler.from_callable(int, functools.partial(pow, power)))
+
+    assert digest(2) == digest(2) != digest(3)
 
 
 def test_the_digest_is_the_same_in_another_process(runtime: Path) -> None:

@@ -10,6 +10,7 @@ It doesn't look into files: a handler whose weights file was written anew is the
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import pickle
 import sys
@@ -80,6 +81,9 @@ class _Walker:
         elif isinstance(value, types.MethodType):
             self.take(value.__func__)
             self.take(value.__self__)
+        elif isinstance(value, functools.partial):
+            for part in (value.func, value.args, value.keywords):
+                self.take(part)
         elif isinstance(value, (staticmethod, classmethod)):
             self.take(value.__func__)
         elif isinstance(value, property):
