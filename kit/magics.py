@@ -17,7 +17,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 import kit
 from kit import errors, magics_complete
-from kit.magics_args import HelpShown, parsers, settings_of, split_expression
+from kit.magics_args import HelpShown, parsers, settings_of, split_expression, unmet
 from kit.settings import MODES
 from kit.shorten import shorten
 
@@ -119,6 +119,8 @@ class KitMagics(Magics):
         if _would_change(deployment, settings):
             words = deployment.settings.describe(by_key=deployment.handler.by_key)
             print(f"Its settings stay as they were: {words}. This changes them: {_switch_to(wanted)}")
+        for stays in unmet(deployment, wanted):
+            print(f"{stays} To serve it otherwise, end it for all kernels first: %unserve {wanted.name}")
         return deployment
 
     @no_var_expand

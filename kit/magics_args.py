@@ -86,6 +86,18 @@ def settings_of(wanted: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def unmet(deployment: Any, wanted: argparse.Namespace) -> list[str]:
+    """What %serve was given and a deployment that was served already doesn't do, a sentence each."""
+    from kit.daemon.durations import parse_seconds
+
+    found, limit = [], deployment.keep_alive_s
+    if wanted.keep_alive is not None and parse_seconds(wanted.keep_alive) != limit:
+        found.append(f"It ends after {limit:g} s without a request." if limit else "It ends only when it is ended.")
+    if wanted.allow_pickle and not deployment.allow_pickle:
+        found.append("It was served without --allow-pickle, and stays so.")
+    return found
+
+
 def parsers() -> dict[str, Parser]:
     """A parser for each magic."""
     serve = Parser("%serve", "%serve HANDLER_EXPR [options]", "Serve a model handler; gives the deployment.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import itertools
 import statistics
 import threading
@@ -424,6 +425,31 @@ def test_the_digest_tells_partial_functions_apart() -> None:
         return sameness.digest(kit.ModelHandler.from_callable(int, functools.partial(pow, power)))
 
     assert digest(2) == digest(2) != digest(3)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("pd.DataFrame({'q': [1.0]})", "pd.DataFrame({'q': [2.0]})"),
+        ("pd.DataFrame({'q': [1.0]})", "pd.DataFrame({'r': [1.0]})"),
+        ("{'a': pd.DataFrame({'q': ['x']})}", "{'a': pd.DataFrame({'q': ['y']})}"),
+        ("pd.Timestamp('2020')", "pd.Timestamp('2021')"),
+        ("np.ma.array([1], mask=[0])", "np.ma.array([1], mask=[1])"),
+        ("re.compile('a')", "re.compile('b')"),
+        ("collections.deque([1])", "collections.deque([2])"),
+        ("decimal.Decimal(1)", "decimal.Decimal(2)"),
+    ],
+)
+def test_the_digest_looks_into_what_a_handler_holds(one: str, other: str) -> None:
+    space = {name: importlib.import_module(name) for name in ("re", "collections", "decimal")}
+    space |= {"np": np, "pd": importlib.import_module("pandas")}
+
+    def digest(source: str) -> str:
+        made = Factor(2)
+        made.table = eval(source, space)  # type: ignore[attr-defined]
+        return sameness.digest(made)
+
+    assert digest(one) == digest(one) != digest(other)
 
 
 def test_the_digest_is_the_same_in_another_process(runtime: Path) -> None:

@@ -355,3 +355,22 @@ def test_everything_works_from_a_terminal(runtime: Path) -> None:
         assert run("nonsense").returncode == 2
         assert "stopped noisy" in run("stop", "--all").stdout
         assert "no named deployment" in run("ps").stdout
+
+
+def test_what_an_attached_deployment_does_not_do_is_said(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve = "%serve Times({'a': 3}) --name kept --processes 1 --keep-alive"
+    line(shell, f"{serve} 40m")
+    capsys.readouterr()
+    line(shell, f"{serve} 2400")
+    assert "without a request" not in capsys.readouterr().out
+    line(shell, f"{serve} 30m --allow-pickle")
+    said = capsys.readouterr().out
+    assert "It ends after 2400 s without a request." in said
+    assert "It was served without --allow-pickle, and stays so." in said
+    assert said.count("%unserve kept") == 2
+    replaced = line(shell, "%serve Times({'a': 4}) --name kept --processes 1 --replace --keep-alive 30m")
+    assert "without a request" not in capsys.readouterr().out
+    assert replaced.keep_alive_s == 1800
+    assert kit.deployments().set_index("name").keep_alive_s["kept"] == 1800

@@ -40,6 +40,9 @@ class RemoteDeployment(Deployment):
         self.name: str = status["name"]
         #: True when the handler was served already, and so wasn't loaded again.
         self.attached: bool = bool(status["known"])
+        #: Seconds that it may go without a request, None for no end; and whether other types may be pickled.
+        self.keep_alive_s: float | None = status["keep_alive_s"]
+        self.allow_pickle = link.allow_pickle
         self._connection = Connection(link, self.name, status["pid"])
         self._handler = RemoteHandler(status["handler"], self._connection)
         self._last_snapshot: Snapshot | None = None

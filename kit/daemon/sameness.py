@@ -9,10 +9,9 @@ It doesn't look into files: a handler whose weights file was written anew is the
 
 from __future__ import annotations
 
-import contextlib
+import copyreg
 import functools
 import hashlib
-import pickle
 import sys
 import sysconfig
 import types
@@ -110,7 +109,7 @@ class _Walker:
             for key, item in value.items():
                 self.take(key)
                 self.take(item)
-        elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        elif type(value) is np.ndarray and not value.dtype.hasobject:
             self.note(value.dtype.str, value.shape)
             self.hash.update(np.ascontiguousarray(value).tobytes())
         elif isinstance(value, tensor):
@@ -120,18 +119,31 @@ class _Walker:
             self._object(value)
 
     def _object(self, value: Any) -> None:
-        kind = type(value)
-        state = _state(value)
-        if state is not None:
-            self.take(kind)
-            for name in sorted(state):
-                self.note(name)
-                self.take(state[name])
-            return
+        """An object by what it would be rebuilt from, as pickle and copy see it; else by its attributes."""
         try:
-            self.hash.update(pickle.dumps(value, protocol=5))
-        except Exception:  # it may raise anything; then the type has to do
-            self.take(kind)
+            registered: Any = copyreg.dispatch_table.get(type(value))
+            rebuilt = value.__reduce_ex__(4) if registered is None else registered(value)
+        except Exception:  # it may raise anything
+            self.take(type(value))
+            self._attributes(getattr(value, "__dict__", None))
+            return
+        if isinstance(rebuilt, str):
+            self.note(rebuilt)
+            return
+        make, args, state, *items = (*rebuilt, None)[:5]
+        self.take(make)
+        self.take(args)
+        self._attributes(state)
+        for part in items:
+            self.take(None if part is None else list(part))
+
+    def _attributes(self, state: Any) -> None:
+        if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+            self.take(state)
+            return
+        for name in sorted(state):
+            self.note(name)
+            self.take(state[name])
 
     # ---- code --------------------------------------------------------------------------------
 
@@ -190,15 +202,6 @@ def is_installed(module: str | None) -> bool:
     if found is None:
         return False  # a class that came by value
     return file is None or file.startswith(_INSTALLED)
-
-
-def _state(value: Any) -> dict[str, Any] | None:
-    """The attributes of an object: those that travel, where its class says which; None for one without any."""
-    state = getattr(value, "__dict__", None)
-    if isinstance(state, dict) and any("__getstate__" in vars(cls) for cls in type(value).__mro__[:-1]):
-        with contextlib.suppress(Exception):  # it may raise anything; then all of them count
-            state = value.__getstate__()
-    return state if isinstance(state, dict) else None
 
 
 def _names(code: types.CodeType) -> set[str]:

@@ -100,8 +100,9 @@ class Served:
                     "without a failed request, add --replace to %serve, or replace=True to kit.deploy; or choose "
                     "another name."
                 )
-            handler = rebuild(session.fetch_handler()["handler"])
-            self.update(handler, said["digest"])
+            sent = session.fetch_handler()
+            self.keep_alive_s = self.keep_alive_s if sent["keep_alive_s"] is None else sent["keep_alive_s"]
+            self.update(rebuild(sent["handler"]), said["digest"])
             return False
 
     def _load(self, session: Session) -> None:
