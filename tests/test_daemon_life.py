@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import threading
 import time
@@ -324,8 +325,7 @@ def test_the_lock_of_a_daemon_that_hangs_is_an_error_in_time(runtime: Path, monk
             kit.deploy(Doubling(), name="double")
     finally:
         os.close(lock)
-    wait_for(lambda: len(daemon_processes(runtime)) == 1, "the late one has the lock now")
-    os.kill(daemon_pid(runtime), signal.SIGTERM)
+    wait_for(lambda: not daemon_processes(runtime), "the late one ends: nobody waits for it any more")
 
 
 # ---- versions --------------------------------------------------------------------------------------
@@ -347,4 +347,36 @@ def test_another_version_is_an_error_that_says_what_to_do(
     with pytest.raises(errors.DaemonMismatch):
         kit.deploy(Doubling(), name="double")
     assert client.names() == ["double"], "it can still be seen and stopped"
+    client.stop("double")
+
+
+@pytest.mark.parametrize("lost", ["socket", "folder"])
+def test_a_daemon_whose_socket_or_folder_was_removed_is_found_again(runtime: Path, lost: str) -> None:
+    """As cleaners of /tmp do it, or a logout; else its processes would go on unseen, beside a second copy."""
+    deployment = kit.deploy(Doubling(), name="double", processes=1)
+    pid = int(kit.deployments().pid[0])
+    if lost == "socket":
+        (runtime / paths.SOCKET).unlink()
+    else:
+        shutil.rmtree(runtime)
+        wait_for((runtime / paths.SOCKET).exists, "the daemon has made its folder again")
+    again: Any = kit.deploy(Doubling(), name="double", processes=1)
+    assert again.attached
+    assert list(kit.deployments().pid) == [pid]
+    assert [one.inference for one in (*deployment.predict([1]), *again.predict([2]))] == [2, 4]
+    client.stop("double")
+    wait_for(lambda: not psutil.pid_exists(pid), "its process ends")
+
+
+def test_of_two_daemons_the_one_whose_folder_was_removed_ends(runtime: Path) -> None:
+    deployment = kit.deploy(Doubling(), name="double", processes=1)
+    pid = int(kit.deployments().pid[0])
+    shutil.rmtree(runtime)
+    again: Any = kit.deploy(Doubling(), name="double", processes=1)  # before the first has looked
+    if not again.attached:
+        wait_for(lambda: not psutil.pid_exists(pid), "what the first daemon served ends")
+        with pytest.raises(errors.DeploymentLost):
+            deployment.predict([1])
+    assert [one.inference for one in again.predict([2])] == [4]
+    assert len(kit.deployments()) == 1
     client.stop("double")

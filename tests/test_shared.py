@@ -184,6 +184,18 @@ def test_time_limits_hold_while_the_first_batch_proves_the_weights():
         assert words == ["the loader ended before it had compared a batch; only the bytes of the weights were compared"]
 
 
+def test_requests_that_wait_while_mode_shared_is_switched_to_prove_the_weights():
+    handler = kit.ModelHandler.from_callable(lambda: bytes(10**6), lambda batch, model: list(batch))
+    with kit.deploy(handler, mode="large", processes=1, memory_budget="2MB") as deployment:
+        engine = deployment._engine
+        engine.dispatcher.paused = True  # as of a request that comes when the switch has just begun
+        waiting = deployment.submit([1, 2])
+        deployment.switch("shared")
+        assert engine.last_switch["policy"] == "drain first"
+        assert [one.inference for one in waiting.result(20)] == [1, 2]
+        assert "outputs equal bit for bit" in [event.text for event in deployment._engine.history.events()]
+
+
 def test_a_random_model_is_reported_and_served():
     class Noisy(kit.ModelHandler):
         def load_model(self):

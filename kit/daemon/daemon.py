@@ -8,7 +8,6 @@ since each one watches its link to it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -25,6 +24,7 @@ from kit import errors
 from kit.daemon import hello, paths, quiet
 from kit.daemon.frames import LinkClosed
 from kit.daemon.link import Link
+from kit.daemon.listening import LOOK_S, Listener
 from kit.daemon.protocol import CONNECTION, ERROR, HELLO, REPLY, STOP
 from kit.daemon.wire import Malformed
 from kit.engine import system
@@ -56,10 +56,17 @@ class Entry:
         self.link.hang_up()
 
 
+def _readable(timeout_s: float, *fds: int) -> list[int]:
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(timeout_s * 1000)]
+
+
 class Daemon:
     """Registry and listener; see the module."""
 
-    def __init__(self, folder: Path, listener: socket.socket) -> None:
+    def __init__(self, folder: Path, listener: Listener) -> None:
         self.folder = folder
         self.listener = listener
         self.entries: dict[str, Entry] = {}
@@ -72,24 +79,24 @@ class Daemon:
     def run(self) -> None:
         """Serve until the last deployment has ended, or until a termination signal."""
         signal.signal(signal.SIGTERM, lambda *_: os.write(self._wake_write, b"t"))
-        poll = select.poll()
-        poll.register(self.listener, select.POLLIN)
-        poll.register(self._wake_read, select.POLLIN)
-        timeout_s = FIRST_S
+        until = time.monotonic() + FIRST_S  # for the first to come
         while True:
-            ready = poll.poll(timeout_s * 1000)
-            if (self._wake_read, select.POLLIN) in ready and b"t" in os.read(self._wake_read, 4096):
+            listener = self.listener.socket.fileno()
+            ready = _readable(LOOK_S, listener, self._wake_read)
+            if self._wake_read in ready and b"t" in os.read(self._wake_read, 4096):
                 return
-            if ready and any(fd == self.listener.fileno() for fd, _ in ready):
+            if listener in ready:
                 self._accept()
+                until = 0.0
             with self.lock:
                 busy = bool(self.entries) or self._opening > 0
-            if not busy and not any(fd == self.listener.fileno() for fd, _ in poll.poll(0)):
+            if not busy and time.monotonic() >= until and not _readable(0, listener):
                 return
-            timeout_s = 3600.0
+            if not ready and not self.listener.mend():
+                return  # another daemon has the folder
 
     def _accept(self) -> None:
-        sock, _ = self.listener.accept()
+        sock, _ = self.listener.socket.accept()
         if not paths.is_ours(sock) or not self._connections.acquire(blocking=False):
             sock.close()
             return
@@ -233,9 +240,10 @@ def start(folder: str, ready: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
     try:
-        listener = _listen(Path(folder))
+        listener = Listener(Path(folder), ready)
     except Exception as error:
-        os.write(ready, f"{type(error).__name__}: {error}".encode())
+        with contextlib.suppress(OSError):  # nobody may wait for it any more
+            os.write(ready, f"{type(error).__name__}: {error}".encode())
         os._exit(1)
     system.set_name("kit-daemon")
     os.write(ready, b"ready")
@@ -245,20 +253,6 @@ def start(folder: str, ready: int) -> None:
         daemon.run()
     finally:
         # Before the lock goes with this process, so that no stale socket stands in a successor's way.
-        os.unlink(Path(folder) / paths.SOCKET)
         listener.close()
         daemon.stop_all()
         os._exit(0)
-
-
-def _listen(folder: Path) -> socket.socket:
-    """Take the lock, which lasts as long as this process, and the socket's path."""
-    lock = os.open(folder / paths.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # one that is ending has it for a moment
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with paths.address(folder) as path:
-        Path(path).unlink(missing_ok=True)
-        listener.bind(path)
-    os.chmod(folder / paths.SOCKET, 0o600)
-    listener.listen(128)
-    return listener

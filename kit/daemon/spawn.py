@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kit.daemon import hello, paths
 from kit.daemon.decoder import trouble_of
 from kit.daemon.frames import Frame, LinkClosed, VersionDiffers
 from kit.daemon.link import Link
+from kit.daemon.listening import LOOK_S
 from kit.daemon.protocol import ERROR, HELLO
 
 START_S = 20.0
@@ -154,8 +156,15 @@ def _launch(folder: Path) -> None:
         )
         os.close(theirs)
         theirs = -1
-        if not select.select([ready], [], [], START_S)[0]:
-            raise errors.DaemonUnavailable(f"the daemon didn't start within {START_S:g} s; see {folder / paths.LOG}.")
+        until = time.monotonic() + START_S
+        while not select.select([ready], [], [], LOOK_S)[0]:
+            sock = connect(folder)
+            if sock is not None:  # one that had lost its socket, and has it again
+                sock.close()
+                return
+            if time.monotonic() > until:
+                words = f"the daemon didn't start within {START_S:g} s; see {folder / paths.LOG}."
+                raise errors.DaemonUnavailable(words)
         words = os.read(ready, 4096).decode("utf-8", "replace")
     finally:
         os.close(ready)

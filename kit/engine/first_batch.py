@@ -29,6 +29,13 @@ def wait_for_proof(engine: Engine) -> None:
     unproved = weights is not None and weights.loader is not None
     dispatcher.on_first = (lambda request: _start(engine, request)) if unproved else None
     dispatcher.held, dispatcher.paused = unproved, False
+    with dispatcher.lock:
+        waiting = next((one for one in dispatcher.backlog.live() if not one.ended), None)
+        start = None if waiting is None else dispatcher.on_first
+        if start is not None:
+            dispatcher.on_first = None
+    if waiting is not None and start is not None:
+        start(waiting)  # those who wait since before the switch may be all that will ever ask
 
 
 def _start(engine: Engine, request: Request) -> None:
