@@ -138,5 +138,6 @@ def test_weighing_keeps_nothing_of_a_model(make):
 
 
 def test_what_cannot_be_pickled_weighs_what_the_process_grows():
-    weighed = model_bytes.timed_load(lambda: (np.ones(4_000_000), threading.Lock()))
-    assert 30e6 < weighed.size_bytes < 40e6
+    # Beyond 32 MB the allocator takes fresh pages, whatever this process has freed before.
+    weighed = model_bytes.timed_load(lambda: (np.ones(5_000_000), threading.Lock()))
+    assert 38e6 < weighed.size_bytes < 50e6
