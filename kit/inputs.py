@@ -44,9 +44,9 @@ def sample_rows(sample: Any) -> list[Any]:
     return list(rows)[:64]
 
 
-def sized_rows(examples: Any, deadline: float | None, name: str = "deadline") -> Any:
-    """The checked examples of a `submit`, as a list or Rows; `name` is what the caller calls the deadline."""
-    check_positive(name, deadline)
+def sized_rows(examples: Any, deadline: float | None) -> Any:
+    """The checked examples of a `submit`, as a list or Rows."""
+    check_positive("deadline", deadline)
     rows = sized(examples)
     if rows is None:
         raise UnsupportedInput(

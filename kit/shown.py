@@ -92,13 +92,18 @@ def _forget_output(shell: Any, number: int) -> None:
     if number not in outputs:
         return
     value = outputs.pop(number)
-    for holder in (shell.user_ns, shell.user_ns_hidden, vars(shell.displayhook)):
-        for name in [name for name, other in list(holder.items()) if other is value]:
-            if holder is not shell.user_ns or name.startswith("_"):
-                holder[name] = None
+    _replace(shell, value, None)
     last = getattr(shell, "last_execution_result", None)
     if last is not None and last.result is value:
         last.result = None
+
+
+def _replace(shell: Any, value: Any, by: Any, *more: dict[Any, Any]) -> None:
+    """Put something else where IPython has a value under names of its own, and in `more`."""
+    for holder in (shell.user_ns, shell.user_ns_hidden, vars(shell.displayhook), *more):
+        for name, found in list(holder.items()):
+            if found is value and (holder is not shell.user_ns or name.startswith("_")):
+                holder[name] = by
 
 
 def _forget_error(deployment: weakref.ref[Any]) -> None:
@@ -111,15 +116,11 @@ def _forget_error(deployment: weakref.ref[Any]) -> None:
 
 def _loosen(result: Any) -> None:
     shell = _shell()
-    names = shell.user_ns
     for deployment in list(_shown):
         if not _has(shell, deployment):
             continue  # Out is all that has it
         _shown.discard(deployment)
         weak = weakref.proxy(deployment)
-        for holder in (names, names.get("_oh", {}), shell.user_ns_hidden, vars(shell.displayhook)):
-            for name, value in list(holder.items()):
-                if value is deployment and (holder is not names or name.startswith("_")):
-                    holder[name] = weak
+        _replace(shell, deployment, weak, shell.user_ns.get("_oh", {}))
         if result.result is deployment:
             result.result = weak

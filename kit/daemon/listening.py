@@ -7,7 +7,6 @@ import fcntl
 import os
 import select
 import socket
-import time
 from pathlib import Path
 
 from kit.daemon import paths
@@ -35,9 +34,8 @@ class Listener:
         gone = select.poll()
         gone.register(wanted, 0)
         while self._lock < 0:  # one that is ending has it for a moment
-            if gone.poll(0):
+            if gone.poll(_RETRY_S * 1000):
                 raise BrokenPipeError("nobody waits for this daemon any more")
-            time.sleep(_RETRY_S)
             self._lock = _taken(folder)
         self._open()
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
-from kit.checks import check_function, check_request
+from kit.checks import check_function, check_positive, check_request
 from kit.daemon import spawn
 from kit.daemon.connection import Connection
 from kit.daemon.direct import Ended
@@ -57,7 +57,8 @@ class RemoteDeployment(Deployment):
         *,
         inference_args: Mapping[str, Any] | None = None,
     ) -> list[Any]:
-        rows = sized_rows(examples, timeout, "timeout")
+        check_positive("timeout", timeout)
+        rows = sized_rows(examples, timeout)
         check_request(None, None, inference_args)
         deaths = 0
         if timeout is None and inference_args is None:

@@ -10,7 +10,6 @@ It doesn't look into files: a handler whose weights file was written anew is the
 from __future__ import annotations
 
 import copyreg
-import functools
 import hashlib
 import sys
 import sysconfig
@@ -80,9 +79,6 @@ class _Walker:
         elif isinstance(value, types.MethodType):
             self.take(value.__func__)
             self.take(value.__self__)
-        elif isinstance(value, functools.partial):
-            for part in (value.func, value.args, value.keywords):
-                self.take(part)
         elif isinstance(value, (staticmethod, classmethod)):
             self.take(value.__func__)
         elif isinstance(value, property):
