@@ -29,12 +29,14 @@ class Event:
         kind: "start", "switch", "update", "cancelled" (one of these two), "death", "load", "close" and others.
         text: what happened, for people.
         pid: the process concerned, None when it isn't about one.
+        mode: the serving mode at that time, "" where there is none.
     """
 
     time: float
     kind: str
     text: str
     pid: int | None = None
+    mode: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}" if self.text else self.kind
@@ -71,9 +73,11 @@ class History:
             self._forgotten_until = self._rows[0]["time"]
         self._rows.append({"time": self._clock() if at is None else at, **row})
 
-    def event(self, kind: str, text: str = "", pid: int | None = None, at: float | None = None) -> Event:
+    def event(
+        self, kind: str, text: str = "", pid: int | None = None, at: float | None = None, mode: str = ""
+    ) -> Event:
         """Note an event; returns it."""
-        noted = Event(self._clock() if at is None else at, kind, text, pid)
+        noted = Event(self._clock() if at is None else at, kind, text, pid, mode)
         self._events.append(noted)
         return noted
 
@@ -91,7 +95,7 @@ class History:
         """The rows, oldest first: "time" (seconds since the epoch), "elapsed_s", the figures, "events".
 
         "events" holds the texts of what happened since the row before; what happened after the last
-        row has a row of its own, without figures.
+        row has a row of its own, with the mode but without figures.
         """
         rows = [
             {"time": row["time"], "elapsed_s": row["time"] - self.began, **row, "events": []}
@@ -103,6 +107,8 @@ class History:
                 index += 1
             if index == len(rows):
                 rows.append({"time": event.time, "elapsed_s": event.time - self.began, "events": []})
+                if event.mode:
+                    rows[index]["mode"] = event.mode
             rows[index]["events"].append(str(event))
         return rows
 

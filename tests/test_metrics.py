@@ -144,7 +144,7 @@ def test_history_puts_each_event_with_the_row_that_covers_it() -> None:
         history.add({"throughput_elements_per_s": 100.0 * second, "mode": "default"})
     history.event("death", "worker 12 was killed by signal 9", pid=12, at=clock.now - 1.5)
     history.event("switch", "to large", at=clock.now - 1.2)
-    history.event("close", at=clock.now + 0.5)
+    history.event("close", at=clock.now + 0.5, mode="large")
     frame = history.to_frame()
     assert list(frame.columns) == ["time", "elapsed_s", "throughput_elements_per_s", "mode", "events"]
     assert list(frame["events"]) == [
@@ -158,6 +158,7 @@ def test_history_puts_each_event_with_the_row_that_covers_it() -> None:
     assert frame["time"].diff().iloc[1] == pd.Timedelta(seconds=1)
     assert frame["throughput_elements_per_s"].iloc[:3].tolist() == [100.0, 200.0, 300.0]
     assert math.isnan(frame["throughput_elements_per_s"].iloc[3])
+    assert list(frame["mode"]) == ["default"] * 3 + ["large"]
     assert [(event.kind, event.pid) for event in history.events()][:2] == [("start", 11), ("death", 12)]
 
 

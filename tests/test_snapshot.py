@@ -44,6 +44,7 @@ def test_a_history_has_its_columns_from_the_start():
         assert list(empty.columns) == ["time", "elapsed_s", *FIGURES, "events"]
         assert set(deployment.history.columns) >= set(empty.columns)
         assert not deployment.history["elements_per_s"].any()
+        assert set(deployment.history["mode"]) == {deployment.settings.mode}, "an event has no row yet, but has a mode"
 
 
 def test_the_pulse_stands_still_until_something_happens():

@@ -207,7 +207,7 @@ class Engine:
 
     def event(self, kind: str, text: str, pid: int | None = None) -> None:
         """Note something for the history."""
-        self.history.event(kind, text, pid)
+        self.history.event(kind, text, pid, mode=self.settings.mode)
 
     def may_replace(self, process: Process) -> bool:
         """Count a death; False once there were too many, which ends the deployment with an error."""

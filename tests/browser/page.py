@@ -142,7 +142,10 @@ class NotebookPage:
             return bool(cell["state"] == "idle" and cell["count"] not in (None, before))
 
         self.wait_for(done, timeout_s, f"cell {index} run")
-        return text_of(self.cells()[index]["outputs"])
+        outputs = self.cells()[index]["outputs"]
+        for output in outputs:
+            assert output["output_type"] != "error", "\n".join(output["traceback"])
+        return text_of(outputs)
 
     def printed(self, index: int) -> str:
         """What the cell at `index` shows as text."""
