@@ -28,6 +28,7 @@ import numpy as np
 from kit.engine import codec
 from kit.engine.arena import ARENA_BYTES, Arena, anonymous_file
 from kit.engine.framing import fds_of, layout
+from kit.engine.parting import Parting
 
 VERSION = 1
 #: How long a short round trip is worth waiting for awake, seconds. Long against a round trip: once one side sleeps,
@@ -71,6 +72,7 @@ class Channel:
         self._buffer = bytearray(MAX_MESSAGE)
         self._view = memoryview(self._buffer)
         self._poll: select.poll | None = None
+        self._parting = Parting()
         self._freed: deque[int] = deque()
         self._leases: dict[int, weakref.ref[Any]] = {}
         self._out: Arena | None = None
@@ -220,9 +222,13 @@ class Channel:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.sock.fileno(), select.POLLIN)
-        poll, until = self._poll.poll, time.monotonic() + seconds
-        while not poll(0) and time.monotonic() < until:
+        poll, now, longest = self._poll.poll, time.monotonic(), 0.0
+        until = now + seconds
+        while not poll(0) and now < until:
             os.sched_yield()  # the other side may need this very core
+            began, now = now, time.monotonic()
+            longest = max(longest, now - began)
+        self._parting.waited(longest)
 
     def _parse(self, size: int, fds: tuple[int, ...]) -> Message:
         view = self._view

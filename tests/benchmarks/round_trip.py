@@ -23,7 +23,8 @@ def figures() -> list[Figure]:
 
     rows = np.random.default_rng(0).random((64, 384), dtype=np.float32)
     batch = Rows(rows)
-    rounds, calls = (5, 100) if harness.quick else (20, 200)
+    # Long rounds: two processes that were woken on one core, the other being idle, are parted after some 10 ms only.
+    rounds, calls = (2, 500) if harness.quick else (6, 1000)
     with (
         kit.deploy(models.IdentityBlock(), mode="large", processes=1) as large,
         kit.deploy(models.IdentityBlock(), mode="default", processes=1) as default,
