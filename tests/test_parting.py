@@ -26,7 +26,7 @@ def in_thread(work):
 
 
 def crowded(times: int):
-    """Have a thread wait so often on a core that it shares; its cores before and after, those allowed before and after."""
+    """Have a thread wait so often on a core that it shares; its core and its cores allowed, before and after."""
 
     def work():
         allowed = os.sched_getaffinity(0)
