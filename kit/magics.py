@@ -7,7 +7,6 @@ import functools
 import importlib
 import keyword
 import os
-import shlex
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 import kit
 from kit import errors, magics_complete
-from kit.magics_args import HelpShown, parsers, settings_of, split_expression, unmet
+from kit.magics_args import HelpShown, parsers, settings_of, split_expression, switch_to, unmet, would_change
 from kit.settings import MODES
 from kit.shorten import shorten
 
@@ -60,6 +59,7 @@ class KitMagics(Magics):
         # By expression: running a cell again must not leave two deployments, and Out[...] keeps the first.
         self._own: dict[str, Deployment] = {}
         self._latest: Deployment | None = None
+        self._served = False  # ever
 
     def _parse(self, magic: str, line: str) -> argparse.Namespace:
         return self.parsers[magic].parse_line(line)
@@ -70,32 +70,34 @@ class KitMagics(Magics):
     def serve(self, line: str) -> Deployment:
         """Serve a model handler: %serve HANDLER_EXPR --name NAME --mode MODE ...; see %serve --help."""
         expression, options = split_expression(line)
+        if not expression and not {"--help", "-h"} & {*options.split()}:
+            raise UsageError(
+                "%serve: give an expression of a model handler before the options, such as %serve handler --name minilm"
+            )
         wanted = self._parse("serve", options)
-        if not expression:
-            raise UsageError("%serve: give an expression of a model handler, such as %serve handler --name minilm")
+        for_named = {
+            "--keep-alive": wanted.keep_alive,
+            "--replace": wanted.replace,
+            "--allow-pickle": wanted.allow_pickle,
+        }
+        given = [option for option, value in for_named.items() if value]
+        if given and wanted.name is None:
+            raise UsageError(f"%serve: {', '.join(given)}: for named deployments; give a --name, too")
         handler = self._value_of("%serve", expression)
         settings = {"mode": wanted.mode, **settings_of(wanted)}
         if wanted.name is None:
-            deployment = self._serve_here(expression, handler, settings, wanted)
+            deployment = self._serve_here(expression, handler, settings)
         else:
             deployment = self._serve_named(handler, settings, wanted)
-        self._latest = deployment
+        self._latest, self._served = deployment, True
         return deployment
 
-    def _serve_here(
-        self, expression: str, handler: Any, settings: dict[str, Any], wanted: argparse.Namespace
-    ) -> Deployment:
+    def _serve_here(self, expression: str, handler: Any, settings: dict[str, Any]) -> Deployment:
         """A deployment of this kernel."""
         former = self._own.pop(expression, None)
         if former is not None:
             former.close()
-        deployment = kit.deploy(
-            handler,
-            **settings,
-            keep_alive=wanted.keep_alive,
-            replace=wanted.replace,
-            allow_pickle=wanted.allow_pickle,
-        )
+        deployment = kit.deploy(handler, **settings)
         self._own[expression] = deployment
         print(
             f"It lives in this kernel (pid {os.getpid()}) and ends with it. With --name NAME it would live in the "
@@ -116,9 +118,9 @@ class KitMagics(Magics):
         self._connected[wanted.name] = deployment
         done = "attached: it was served already" if deployment.attached else "served"
         print(f"{wanted.name}: {done} ({time.monotonic() - began:.2f} s, mode {deployment.mode!r}).")
-        if _would_change(deployment, settings):
+        if would_change(deployment, settings):
             words = deployment.settings.describe(by_key=deployment.handler.by_key)
-            print(f"Its settings stay as they were: {words}. This changes them: {_switch_to(wanted)}")
+            print(f"Its settings stay as they were: {words}. This changes them: {switch_to(wanted)}")
         for stays in unmet(deployment, wanted):
             print(f"{stays} To serve it otherwise, end it for all kernels first: %unserve {wanted.name}")
         return deployment
@@ -180,14 +182,16 @@ class KitMagics(Magics):
             return
         deployment: Any = self._find(name)
         if hasattr(deployment, "stop"):
+            called = deployment.name
             deployment.stop()
-            self._connected.pop(deployment.name, None)
+            self._connected.pop(called, None)
         else:
+            called = next((text for text, own in self._own.items() if own is deployment), "the latest deployment")
             deployment.close()
             self._own = {text: own for text, own in self._own.items() if own is not deployment}
         if self._latest is deployment:
             self._latest = None
-        print(f"{name or 'the latest deployment'}: ended.")
+        print(f"{name or called}: ended.")
 
     @no_var_expand
     @line_cell_magic
@@ -244,9 +248,10 @@ class KitMagics(Magics):
                 if open_ones:
                     raise UsageError(f"the latest deployment has ended; say which: {', '.join(open_ones)}")
                 others = ", ".join(magics_complete.names())
+                nothing = "what was served here has ended" if self._served else "nothing is served from here yet"
                 raise UsageError(
-                    "nothing is served from here yet: %serve HANDLER_EXPR --name NAME, or give a name"
-                    + (f"; others serve {others}" if others else "")
+                    f"{nothing}: %serve HANDLER_EXPR --name NAME, or give a name"
+                    + (f"; these are served: {others}" if others else "")
                 )
             return self._latest
         known: Deployment | None = self._connected.get(name)
@@ -254,7 +259,7 @@ class KitMagics(Magics):
             known = self.shell.user_ns[name] if self._is_variable(name) else self._connect(name, known)
             if hasattr(known, "attached"):
                 self._connected[name] = known
-        self._latest = known
+        self._latest, self._served = known, True
         return known
 
     def _connect(self, name: str, former: Any) -> Deployment:
@@ -270,21 +275,6 @@ class KitMagics(Magics):
                 except errors.DeploymentClosed:
                     pass  # this kernel had let go of it before it ended
             raise
-
-
-def _would_change(deployment: Deployment, settings: dict[str, Any]) -> bool:
-    """True when it serves with other settings than these, or couldn't with these."""
-    try:
-        return deployment.settings_for(**settings) != deployment.settings
-    except errors.InvalidSetting:
-        return True
-
-
-def _switch_to(wanted: argparse.Namespace) -> str:
-    """The line that gives a deployment the settings that %serve was given."""
-    options = {name: getattr(wanted, name) for name in ("processes", "threads", "copies", "budget")}
-    given = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
-    return " ".join(["%switch", *filter(None, [wanted.mode]), wanted.name, *given])
 
 
 def load_ipython_extension(shell: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
 
+from kit import errors
 from kit.settings import MODES
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -96,6 +97,21 @@ def unmet(deployment: Any, wanted: argparse.Namespace) -> list[str]:
     if wanted.allow_pickle and not deployment.allow_pickle:
         found.append("It was served without --allow-pickle, and stays so.")
     return found
+
+
+def would_change(deployment: Any, settings: dict[str, Any]) -> bool:
+    """True when it serves with other settings than these, or couldn't with these."""
+    try:
+        return bool(deployment.settings_for(**settings) != deployment.settings)
+    except errors.InvalidSetting:
+        return True
+
+
+def switch_to(wanted: argparse.Namespace) -> str:
+    """The line that gives a deployment the settings that %serve was given."""
+    options = {name: getattr(wanted, name) for name in ("processes", "threads", "copies", "budget")}
+    given = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None]
+    return " ".join(["%switch", *filter(None, [wanted.mode]), wanted.name, *given])
 
 
 def parsers() -> dict[str, Parser]:

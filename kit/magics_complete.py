@@ -47,7 +47,8 @@ def matches(shell: Any, parser: Parser, magic: str, rest: str, here: str) -> lis
     """
     words = rest.split()
     before = words[:-1] if here and words else words
-    if before and before[-1] == "--mode":
+    option = before[-1:] == ["--mode"] or re.search(r"(?:^|\s)--mode=\S*$", rest)
+    if option and not here.startswith("-"):
         return list(MODES)
     if here.startswith("-"):
         return list(options_of(parser))

@@ -500,6 +500,12 @@ def test_prints_reach_every_connected_kernel(runtime: Path, capsys: pytest.Captu
             deployment.predict([number])
         wait_for(lambda: heard("computes [199]"), "what its own requests print")
         assert said.count("computes [3]\n") == 1
+        again = kit.connect("chatty")
+        again.predict([200])
+        again.predict([201])
+        wait_for(lambda: heard("computes [201]\n"), "what is printed for a kernel with two connections")
+        assert said.count("computes [200]\n") == 1
+        again.close()
         deployment.switch("large")
         wait_for(lambda: heard("[host "), "a new process is heard, too")
 

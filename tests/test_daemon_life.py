@@ -260,7 +260,7 @@ def test_a_link_in_place_of_the_folder_is_refused(runtime: Path, monkeypatch: py
     link = runtime.parent / "link"
     link.symlink_to(runtime)
     monkeypatch.setenv("KIT_RUNTIME_DIR", str(link))
-    with pytest.raises(errors.DaemonUnavailable, match="isn't a folder"):
+    with pytest.raises(errors.DaemonUnavailable, match="is a link"):
         kit.connect("double")
 
 

@@ -175,7 +175,9 @@ def test_help_is_shown_and_nothing_is_done(
         ("%serve Times({}) --nme x", "unrecognized arguments: --nme x"),
         ("%serve Times({}) --name a/b", "name='a/b'"),
         ("%serve Times", "make an object of it"),
-        ("%serve Times({}) --keep-alive 30m", "name="),
+        ("%serve Times({}) --keep-alive 30m", "--keep-alive: for named deployments; give a --name"),
+        ("%serve Times({}) --replace --allow-pickle", "--replace, --allow-pickle: for named deployments"),
+        ("%serve --name times Times({})", "before the options"),
         ("%switch huge", "no mode"),
         ("%switch", "give a mode"),
         ("%switch large", "nothing is served from here yet"),
@@ -265,7 +267,7 @@ def test_another_notebooks_deployment_is_named_where_none_is_meant(shell: Intera
     with pytest.raises(UsageError, match=r"or give a name$"):
         line(shell, "%stats")
     with kit.deploy(kit.ModelHandler.from_callable(lambda: 2, lambda batch, by: list(batch)), name="else", processes=1):
-        with pytest.raises(UsageError, match=r"others serve else$"):
+        with pytest.raises(UsageError, match=r"these are served: else$"):
             line(shell, "%stats")
         assert len(line(shell, "%stats else"))
 
@@ -299,6 +301,7 @@ def test_names_modes_and_options_are_completed(shell: InteractiveShell) -> None:
     assert complete("%unserve t") == ["times"]
     assert complete("%%infer t") == ["times"]
     assert complete("%serve x --mode sh") == ["shared"]
+    assert complete("%serve x --mode=sh") == ["shared"]
     assert "Times" in complete("%serve Tim")
     assert "--keep-alive" in complete("%serve x --k")
     assert "--into" in complete("%%infer --i")
@@ -319,13 +322,19 @@ def test_completion_shows_what_fits_and_no_more(shell: InteractiveShell) -> None
     assert "--into" not in complete("%%infer a\n--")
 
 
-def test_once_the_latest_has_ended_it_is_asked_which_one_is_meant(shell: InteractiveShell) -> None:
+def test_once_the_latest_has_ended_it_is_asked_which_one_is_meant(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("first", "second"):
         line(shell, f"%serve Times({{'a': 3}}) --name {name} --processes 1")
     line(shell, "%unserve")
+    assert "second: ended." in capsys.readouterr().out
     with pytest.raises(UsageError, match="say which: first"):
         line(shell, "%stats")
     assert len(line(shell, "%stats first"))
+    line(shell, "%unserve first")
+    with pytest.raises(UsageError, match="what was served here has ended"):
+        line(shell, "%panel")
 
 
 def test_completion_starts_no_daemon(shell: InteractiveShell, runtime: Path) -> None:

@@ -228,7 +228,8 @@ class Connection:
             return self.ended.copy()
         return errors.DeploymentLost(
             f"the process of the named deployment {self.name!r} (pid {self.pid}) is gone, or its daemon was ended; "
-            f"what waited for it has no answer. Serve it again: %serve HANDLER --name {self.name}."
+            f"what waited for it has no answer. Serve it again: %serve HANDLER --name {self.name}; "
+            f"variables of before stay ended, kit.connect({self.name!r}) gives a new one."
         )
 
     def _lose(self, error: errors.KitError) -> None:

@@ -62,7 +62,7 @@ def _check_ours(folder: Path) -> None:
     found = os.lstat(folder)
     wrong = None
     if not stat.S_ISDIR(found.st_mode):
-        wrong = "isn't a folder"
+        wrong = "is a link, which isn't followed" if stat.S_ISLNK(found.st_mode) else "isn't a folder"
     elif found.st_uid != os.getuid():
         wrong = f"belongs to user {found.st_uid}, not to you ({os.getuid()})"
     elif found.st_mode & 0o077:

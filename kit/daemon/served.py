@@ -126,7 +126,7 @@ class Served:
             self._changed.notify_all()
 
     def _pass_on(self, line: Line) -> None:
-        for session in list(self.hearers):
+        for session in {session.kernel: session for session in reversed(self.hearers)}.values():
             session.print(line.role, line.pid, line.text)
 
     def answered(self, session: Session) -> None:

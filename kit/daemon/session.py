@@ -52,6 +52,8 @@ class Session:
 
     Attributes:
         waiting: the kernel's requests by number.
+        kernel: pid of the kernel's process, or another number of its own where that can't be told; a kernel with
+            several connections hears of what is printed once.
         requests, examples: how many were asked for, for the picture of who uses the deployment.
     """
 
@@ -65,6 +67,7 @@ class Session:
         self._shared_ring = False
         self._by_second: deque[list[int]] = deque(maxlen=RATE_S + 1)  # [second, requests, examples]
         peer = paths.peer_of(sock)
+        self.kernel = peer[0] if peer is not None and peer[0] > 0 else -id(self)
         watched = system.pidfd(peer[0]) if peer is not None and peer[0] > 0 else None
         if watched is not None:
             self.link.watch_peer(watched)

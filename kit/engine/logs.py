@@ -31,7 +31,7 @@ def show(role: str, pid: int, text: str) -> None:
     """Print here what a serving process printed, at once: as it comes, also where a script's output goes to a pipe."""
     out = sys.stdout
     with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
-        print(f"[{role} {pid}] {text}", file=out)
+        out.write(f"[{role} {pid}] {text}\n")  # in one piece: other threads print, too
         if isinstance(out, io.TextIOWrapper):  # a notebook's flushes by itself, and would make this thread wait
             out.flush()
 
