@@ -73,6 +73,9 @@ class ForkServer:
                 process.control.close()
                 if last_try:
                     raise
+            except BaseException:
+                process.control.close()
+                raise
             finally:
                 theirs.close()
 

@@ -207,6 +207,9 @@ class Topology:
         read_end, write_end = os.pipe()
         try:
             engine.forkserver.fork(process, engine.board.fd, write_end)
+        except BaseException:
+            os.close(read_end)
+            raise
         finally:
             os.close(write_end)
         with self._lock:
