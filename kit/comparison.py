@@ -89,7 +89,8 @@ class Comparison:
         """The fastest mode whose peak PSS is within the budget; of those equal within the noise, the smallest.
 
         Args:
-            memory_budget: bytes or text; None takes the comparison's, and without one all modes fit.
+            memory_budget: bytes or text, for all memory of a mode's processes, where `kit.deploy` has one for the
+                copies of the model; None takes the comparison's, and without one all modes fit.
         """
         budget = parse_bytes(memory_budget) if memory_budget is not None else self.memory_budget
         measured = [result for result in self.results if result.mode != BARE_LOOP]
