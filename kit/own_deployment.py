@@ -51,7 +51,7 @@ class OwnDeployment(Deployment):
             request.future.set_result([])
             return request.future
         # The future keeps the deployment: dropping the last other reference must not fail it.
-        request.future.deployment = self  # type: ignore[attr-defined]
+        request.future.deployment = self
         engine.dispatcher.submit(request)
         return request.future
 
@@ -183,7 +183,8 @@ class OwnDeployment(Deployment):
 
     def __repr__(self) -> str:
         settings = self._engine.settings
-        state = "closed" if self.closed else "serving"
+        broken = None if self.closed else self._engine.dispatcher.closed
+        state = "closed" if self.closed else f"broken by {type(broken).__name__}" if broken else "serving"
         words = settings.describe(by_key=self._engine.places is not None)
         return f"<Deployment of {type(self._engine.handler).__name__}: {state}, {words}>"
 

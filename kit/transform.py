@@ -215,6 +215,7 @@ class RunInference:
         finally:
             for sent in ahead:
                 sent.future.cancel()
+            ahead.clear()  # a future, what it calls when it is done, and the windows would keep each other
 
 
 _deployments: local.ByIdentity[Deployment] = local.ByIdentity()

@@ -116,6 +116,11 @@ def test_a_stray_write_makes_a_private_page_and_no_crash_and_stays_with_its_work
         assert 0 < memory.anonymous_bytes <= 64 * 1024
         deployment._watch.look_for_stray_writes()
         assert any("writes to its weights" in event.text for event in deployment._engine.history.events())
+        assert "writes to its weights" in deployment.logs()
+        row = deployment.stats().set_index("role").loc["worker"]
+        assert row.weights_private_bytes >= memory.anonymous_bytes
+        weights = deployment._engine.model_bytes
+        assert row.weights_private_bytes + row.weights_shared_bytes >= weights > row.weights_shared_bytes
 
 
 def test_without_a_sample_the_first_batch_is_verified_and_the_loader_ends():

@@ -20,6 +20,7 @@ from kit.daemon.decoder import trouble_of
 from kit.daemon.frames import Frame
 from kit.daemon.protocol import RUN
 from kit.daemon.wire import Malformed
+from kit.engine.answer_future import AnswerFuture
 from kit.engine.codec import Rows
 from kit.engine.requests import Failure, results_of
 from kit.engine.runner import pick
@@ -89,7 +90,7 @@ class Job:
         deaths: int = 0,
         unmade: bool = False,
     ) -> None:
-        self.future: Future[list[Any]] = Future()
+        self.future = AnswerFuture()
         self._connection = connection
         self._rows = rows
         self._args = None if inference_args is None else dict(inference_args)

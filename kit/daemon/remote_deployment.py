@@ -85,7 +85,7 @@ class RemoteDeployment(Deployment):
         """Examples travel in windows, at most three under way at a time."""
         job = self._job(rows, inference_args, **options)
         # The future keeps the connection: dropping the last other reference must not fail it.
-        job.future.deployment = self  # type: ignore[attr-defined]
+        job.future.deployment = self
         self._connection.call_reader()
         return job.future
 

@@ -130,6 +130,8 @@ class Backlog:
         request.untaken = 0
         if request in self.requests:
             self.requests.remove(request)
+        if self.again:  # or what nobody fetches any more would keep the request
+            self.again = deque(chunk for chunk in self.again if not chunk.ended)
 
     def depth(self) -> int:
         """Chunks that a lane is given at once: where they are short one in reserve, so that the worker needn't wait."""

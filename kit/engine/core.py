@@ -216,10 +216,11 @@ class Engine:
         if process.exit_status is None and self._deaths and now - self._deaths[-1] < 1.0:
             return True  # they all went with the fork server: one death
         self._deaths.append(now)
-        if len(self._deaths) == DEATHS and now - self._deaths[0] < DEATHS_WINDOW_S:
+        seconds = now - self._deaths[0]
+        if len(self._deaths) == DEATHS and seconds < DEATHS_WINDOW_S:
             self.give_up(
                 errors.CrashLoop(
-                    f"{DEATHS} serving processes died within {now - self._deaths[0]:.0f} s, so no more are started. "
+                    f"{DEATHS} serving processes died within {max(1.0, seconds):.0f} s, so no more are started. "
                     f"The last one was {process.name} (pid {process.pid}), {process.describe_exit()}. "
                     "See deployment.logs(), then deploy again."
                 )

@@ -89,6 +89,8 @@ class Deaths:
         engine = self._topology.engine
         while process.control is not None and not process.control.closed:
             self._topology.read_control(process)  # its last words, and then the end
+        if not engine.alive:
+            return  # closed, perhaps by this very thread, and the board with it
         engine.board.give_back(process.slot)
         for slot in process.lane_slots:
             engine.board.give_back(slot)

@@ -42,7 +42,7 @@ class Logs:
     def __init__(self, *, echo: bool = True) -> None:
         self.lines: deque[Line] = deque(maxlen=KEPT_LINES)
         self.echo = echo
-        #: Called with each line too, in the reactor's thread.
+        #: Called with each line too, in the reactor's thread or the one that watches.
         self.on_line: Callable[[Line], None] | None = None
         self._open: set[int] = set()
 
@@ -70,11 +70,12 @@ class Logs:
                 tail = b""
             rest[:] = tail
             for line in lines:
-                self._add(process, line.decode("utf-8", "replace"))
+                self.add(process, line.decode("utf-8", "replace"))
 
         reactor.watch(fd, read)
 
-    def _add(self, process: Process, text: str) -> None:
+    def add(self, process: Process, text: str) -> None:
+        """Take a line as one that the process has printed."""
         self.lines.append(Line(time.time(), process.role, process.pid, text))
         if self.echo:
             show(process.role, process.pid, text)

@@ -31,6 +31,20 @@ def weights_of(report: Report) -> tuple[int, int]:
     return max(0, int(report.get("weights_bytes", 0)) - in_files), mapped
 
 
+def written_to(report: Report, written: int) -> Report:
+    """The report of a process that has written to `written` bytes of weights that it maps: these are its own now."""
+    if not written:
+        return report
+    left, mapped = written, []
+    for one in list(report.get("mapped", ())):
+        kept = {}
+        for file, size in one.items():
+            kept[file] = size - min(left, size)
+            left -= size - kept[file]
+        mapped.append(kept)
+    return {**report, "mapped": mapped, "private_bytes": weights_of(report)[0] + written - left}
+
+
 def by_role(processes: Iterable[tuple[Report, ProcessMemory]], forkserver: ProcessMemory | None) -> dict[str, int]:
     """PSS of processes by what it holds; the parts add up to ``pss_bytes``.
 

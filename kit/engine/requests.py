@@ -7,11 +7,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import InvalidStateError
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from kit import batching, errors
+from kit.engine.answer_future import AnswerFuture
 from kit.engine.codec import Rows
 from kit.engine.runner import pick
 from kit.engine.trouble import Trouble
@@ -90,7 +91,7 @@ class Request:
         self.batch_timeout_s = batch_timeout_s
         self.on_progress = on_progress
         self.accepted_at = time.monotonic()
-        self.future: Future[list[Any]] = Future()
+        self.future = AnswerFuture()
         self.results: list[Any] = [None] * self.count
         self.sent = examples  # what goes to a worker
         self.groups: list[Any] = []  # of models by key: its parts by model, as far as they wait

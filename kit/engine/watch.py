@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from kit.engine import board as fields
-from kit.engine.memory_roles import by_role, weights_of
+from kit.engine.memory_roles import Report, by_role, weights_of, written_to
 from kit.engine.weights import SEGMENT_NAME
 from kit.memory import MemorySampler, Sample, format_bytes, segment_memory
 
@@ -102,12 +102,12 @@ class Watch:
             written = found.anonymous_bytes if found is not None else 0
             if written > self._stray.get(process.pid, 0):
                 self._stray[process.pid] = written
-                self._engine.event(
-                    "warning",
+                words = (
                     f"{process.name} writes to its weights: {format_bytes(written)} are private now; "
-                    "is the model in train mode? Use model.eval(), or mode 'large'",
-                    process.pid,
+                    "is the model in train mode? Use model.eval(), or mode 'large'"
                 )
+                self._engine.event("warning", words, process.pid)
+                self._engine.logs.add(process, f"warning: {words}.")
 
     def memory(self) -> dict[str, int]:
         """Bytes of all processes by what they hold; PSS, so that shared pages count once."""
@@ -117,7 +117,7 @@ class Watch:
             # A switch has taken over since the last look: without its processes there would seem to be no memory.
             self._sampler.tick()
             samples = {sample.pid: sample for sample in self._sampler.latest()}
-        read = [(process.report, samples[process.pid].memory) for process in processes if process.pid in samples]
+        read = [(self._report(process), samples[process.pid].memory) for process in processes if process.pid in samples]
         forkserver = samples.get(self._engine.forkserver.pid)
         found = by_role(read, None if forkserver is None else forkserver.memory)
         on_gpu = [sample.gpu_bytes for sample in samples.values() if sample.gpu_bytes is not None]
@@ -129,13 +129,16 @@ class Watch:
         engine = self._engine
         rows = []
         for process in list(engine.topology.processes):
-            rows.append({**self._identity(process), **_memory_columns(samples.get(process.pid), process)})
+            rows.append({**self._identity(process), **_memory_columns(samples.get(process.pid), self._report(process))})
             rows[-1].update(self._work(process))
         pid = engine.forkserver.pid
         if pid:  # of a closed deployment nothing is left
             about = {"role": "forkserver", "index": 0, "pid": pid, "mode": engine.settings.mode}
-            rows.append({**about, **_memory_columns(samples.get(pid), None)})
+            rows.append({**about, **_memory_columns(samples.get(pid), {})})
         return rows
+
+    def _report(self, process: Process) -> Report:
+        return written_to(process.report, self._stray.get(process.pid, 0))
 
     def _identity(self, process: Process) -> dict[str, Any]:
         return {
@@ -194,8 +197,8 @@ class Watch:
         self._sampler.tick()
 
 
-def _memory_columns(sample: Sample | None, process: Process | None) -> dict[str, Any]:
-    own, shared = weights_of(process.report) if process is not None else (0, 0)
+def _memory_columns(sample: Sample | None, report: Report) -> dict[str, Any]:
+    own, shared = weights_of(report)
     columns: dict[str, Any] = {"weights_private_bytes": own, "weights_shared_bytes": shared}
     if sample is None:
         return {"pss_bytes": None, "uss_bytes": None, "pss_age_s": None, **columns}
