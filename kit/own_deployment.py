@@ -183,10 +183,15 @@ class OwnDeployment(Deployment):
 
     def __repr__(self) -> str:
         settings = self._engine.settings
-        broken = None if self.closed else self._engine.dispatcher.closed
-        state = "closed" if self.closed else f"broken by {type(broken).__name__}" if broken else "serving"
         words = settings.describe(by_key=self._engine.places is not None)
-        return f"<Deployment of {type(self._engine.handler).__name__}: {state}, {words}>"
+        return f"<Deployment of {type(self._engine.handler).__name__}: {self._state}, {words}>"
+
+    @property
+    def _state(self) -> str:
+        if self.closed:
+            return "closed"
+        broken = self._engine.dispatcher.closed
+        return "serving" if broken is None else f"broken by {type(broken).__name__}"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         from kit import shown

@@ -15,10 +15,9 @@ def html_summary(deployment: OwnDeployment) -> str:
     """A small table: mode, processes, copies, memory, counts."""
     engine = deployment._engine
     settings, counters = engine.settings, engine.dispatcher.counters
-    broken = engine.dispatcher.closed
     rows = {
         "model": getattr(engine.handler, "model_id", None) or type(engine.handler).__name__,
-        "mode": settings.mode + (" (closed)" if deployment.closed else f" ({type(broken).__name__})" if broken else ""),
+        "mode": settings.mode + ("" if deployment._state == "serving" else f" ({deployment._state})"),
         "workers": settings.workers_in_words,
         "copies of the model": str(settings.copies),
     }
