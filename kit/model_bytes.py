@@ -144,13 +144,14 @@ def timed_load(load: Callable[[], Any], measure: Callable[[Any], int | None] | N
     start = time.monotonic()
     model = load()
     load_s = time.monotonic() - start
+    grown = _resident_bytes() - before  # before weighing, which may set off a garbage collection
     if measure is None:
         weighed = weigh(model)
         if weighed is not None:
             return Loaded(model, load_s, *weighed)
     size = measure(model) if measure is not None else None
     if size is None:
-        size = max(0, _resident_bytes() - before)
+        size = max(0, grown)
     return Loaded(model, load_s, int(size), {})
 
 

@@ -32,7 +32,9 @@ def expire(
             if chunk is None or chunk.batch_timeout_s is None:
                 continue
             since = computing_since(lane)
-            if since is not None and now - since > chunk.batch_timeout_s:
+            # Until its process is seen to be dead, the next chunk stands here with the time of the one before it.
+            if since is not None and since != lane.overran_since and now - since > chunk.batch_timeout_s:
+                lane.overran_since = since
                 lane.take_back(chunk.id)
                 stuck.append((lane, chunk))
     for request in late:

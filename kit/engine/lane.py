@@ -27,6 +27,7 @@ class Lane:
         hosts: indices of the model hosts that the thread can reach; None when it computes itself.
         avoid_until: monotonic seconds before which no chunk is given, after a host was lost.
         doors: 1 while a caller asks the thread directly, too, or it computes what such a one has left; 0 otherwise.
+        overran_since: start of the last batch that ran too long, monotonic seconds.
         shutting: True while the thread is to finish what it was asked directly, and then to take no more of it.
     """
 
@@ -38,6 +39,7 @@ class Lane:
         self.mode = topology.settings.mode
         self.hosts: set[int] | None = set() if remote else None
         self.avoid_until = 0.0
+        self.overran_since: float | None = None
         self.doors = 0
         self.shutting = False
         self.in_flight: deque[Chunk] = deque()

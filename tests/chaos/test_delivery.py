@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
@@ -155,6 +156,25 @@ def test_a_batch_beyond_its_time_fails_and_its_process_is_replaced(mode):
         assert isinstance(results[1].error, errors.DeadlineExceeded)
         assert "2 s" in str(results[1].error)
         assert pids(deployment, role) != before
+
+
+@pytest.mark.parametrize("mode", ["default", "large"])
+def test_examples_behind_a_batch_beyond_its_time_are_answered_however_late_its_process_ends(mode, monkeypatch):
+    kill = deaths.system.kill
+
+    def kill_late(pid):
+        timer = threading.Timer(0.3, kill, [pid])
+        timer.start()
+        timers.append(timer)
+
+    timers = []
+    monkeypatch.setattr(deaths.system, "kill", kill_late)
+    with kit.deploy(Doubling(max_batch_size=1), mode=mode, processes=1) as deployment:
+        results = list([1, SLEEPER, 3, 4] | kit.RunInference(deployment).with_exception_handling(timeout=1))
+        for timer in timers:
+            timer.join()
+        assert [getattr(result, "inference", None) for result in results] == [2, None, 6, 8]
+        assert [event.kind for event in deployment._engine.history.events()].count("timeout") == 1
 
 
 def test_a_host_that_hangs_is_replaced_and_its_batches_are_answered(monkeypatch):
