@@ -34,7 +34,10 @@ def _taken(engine: Engine) -> int:
     """Cores that an engine computes on; none while it has nothing to do."""
     busy = engine.dispatcher.counters.in_flight > 0 or engine.history.last().get("elements_per_s", 0.0) > 0.0
     settings = engine.settings
-    return (settings.model_copies if settings.remote else settings.processes * settings.threads) if busy else 0
+    if not busy:
+        return 0
+    hosts, workers = settings.model_copies * settings.host_threads, settings.processes * settings.threads
+    return hosts if settings.remote else workers
 
 
 class _Room:

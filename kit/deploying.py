@@ -33,7 +33,7 @@ def deploy(
         handler: a model handler, ours, Beam's or your own.
         mode: "default", "medium", "large" or "shared"; the handler's own choice when None.
         processes: worker processes (2).
-        threads: worker threads a process (1).
+        threads: worker threads a process (1). A model host computes as many batches at once, where there are cores.
         model_copies: model hosts of mode "medium".
         memory_budget: bytes, or text such as "2GiB", for all copies of the model together. While mode "shared" starts,
             the process that loads the model has one more.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kit.errors import BudgetExceeded, InvalidSetting
+from kit.machine import cpu_count
 from kit.sizes import format_bytes, parse_bytes
 
 MODES = ("default", "medium", "large", "shared")
@@ -108,6 +109,11 @@ class Settings:
     def remote(self) -> bool:
         """True when model hosts compute, not the workers."""
         return self.mode in ("large", "medium")
+
+    @property
+    def host_threads(self) -> int:
+        """Batches that a model host computes at once: as many as a worker, where there are cores for it."""
+        return max(1, min(self.threads, cpu_count() // self.model_copies))
 
     def describe(self, *, by_key: bool = False) -> str:
         """Mode, workers and copies (or that models go by key) in words."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import kit
+from kit import settings
 from kit.handlers import PytorchModelHandlerTensor
 
 
@@ -79,3 +82,69 @@ def test_examples_that_pre_processing_refuses_leave_the_others_in_place(handler,
     refused = [at for at, one in enumerate(got) if isinstance(one, kit.Failure)]
     assert refused == [13, 63, 113, 163, 213, 263]
     assert all(float(one.inference[0]) == at + 1 for at, one in enumerate(got) if at not in refused)
+
+
+class Meeting(kit.ModelHandler):
+    """Answers a batch once another one is computed beside it, or tells that none was for a while."""
+
+    def __init__(self, wait_s):
+        super().__init__(max_batch_size=1)
+        self.wait_s = wait_s
+
+    def load_model(self):
+        return threading.Barrier(2)
+
+    def run_inference(self, batch, model, inference_args=None):
+        try:
+            model.wait(self.wait_s)
+        except threading.BrokenBarrierError:
+            return ["alone"]
+        return ["together"]
+
+
+@pytest.mark.parametrize(("threads", "found"), [(2, "together"), (1, "alone")])
+@pytest.mark.parametrize("mode", ["large", "default"])
+def test_one_copy_computes_as_many_batches_at_once_as_a_worker_has_threads(mode, threads, found, monkeypatch):
+    monkeypatch.setattr(settings, "cpu_count", lambda: 2)
+    with kit.deploy(Meeting(20 if threads == 2 else 0.2), mode=mode, processes=1, threads=threads) as deployment:
+        answers = [deployment.submit([number]) for number in range(2)]
+        assert [answer.result(60)[0].inference for answer in answers] == [found, found]
+
+
+class Slow(Plus):
+    """The same, each batch long enough that another thread of its host reads on."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.002)
+        return super().forward(rows)
+
+
+def test_a_host_of_two_threads_gives_each_its_own_and_counts_every_example(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings, "cpu_count", lambda: 2)
+    path = os.fspath(tmp_path / "slow.pt")
+    torch.save(Slow().state_dict(), path)
+    slow = PytorchModelHandlerTensor(
+        state_dict_path=path, model_class=Slow, model_params={}, max_batch_size=4, device="cpu"
+    )
+    with kit.deploy(slow, mode="large", processes=2, threads=2) as deployment, ThreadPoolExecutor(8) as pool:
+        long_one = pool.submit(deployment.predict, rows(1000, 202))
+        bad = rows(0, 103)
+        bad[77] = torch.full((300,), -1.0)
+        failing = pool.submit(lambda: deployment.submit(bad, isolate=True).result(60))
+        singles = [pool.submit(deployment.predict, rows(5000 + number, 1)) for number in range(60)]
+        assert firsts(long_one.result(60)) == [1001.0 + number for number in range(202)]
+        assert [firsts(single.result(60)) for single in singles] == [[5001.0 + number] for number in range(60)]
+        got = failing.result(60)
+        assert [at for at, one in enumerate(got) if isinstance(one, kit.Failure)] == [77]
+        stats = deployment.stats()
+        host = stats[stats.role == "host"].iloc[0]
+        # The batch with the bad example is computed again, one by one.
+        assert 202 + 102 + 60 <= host.examples <= 202 + 103 + 60
+        assert 0 < host.busy_share <= 1
+        time.sleep(0.3)
+        now = deployment._engine.board.busy_ns(deployment._engine.topology.of_role("host")[0].slot, time.monotonic_ns())
+        time.sleep(0.3)
+        after = deployment._engine.board.busy_ns(
+            deployment._engine.topology.of_role("host")[0].slot, time.monotonic_ns()
+        )
+        assert after == now  # no thread is left counted as busy

@@ -13,7 +13,6 @@ import os
 import select
 import socket
 import threading
-import time
 from collections import deque
 from typing import Any
 
@@ -24,6 +23,7 @@ from kit.daemon.frames import HEADER, INLINE_BYTES, MAGIC, MAX_BODY, NO_SLOT, OW
 from kit.daemon.protocol import VERSION
 from kit.daemon.ring import SHARED, Ring, own_memory, their_memory
 from kit.daemon.wire import Malformed
+from kit.engine.parting import Parting
 
 #: Unsent bytes that a peer which doesn't read may pile up here, before the link is closed.
 MAX_UNSENT = 64 << 20
@@ -61,6 +61,7 @@ class Link:
         self._poll.register(self._wake_read, select.POLLIN)
         self._peer_fd = -1
         self._polls_out = False
+        self._parting = Parting()
         self.closed = False
 
     # ---- shared memory -----------------------------------------------------------------------
@@ -195,7 +196,7 @@ class Link:
         if bool(self._unsent) != self._polls_out:
             self._polls_out = not self._polls_out
             self._poll.modify(self.sock, select.POLLIN | (select.POLLOUT if self._polls_out else 0))
-        found = self._spin(spin_s) if spin_s else []
+        found = self._parting.wait(self._poll.poll, spin_s) if spin_s else []
         found = found or self._poll.poll(None if timeout_s is None else timeout_s * 1000)
         for fd, _ in found:
             if fd == self._wake_read:
@@ -205,12 +206,6 @@ class Link:
             else:
                 return True
         return False
-
-    def _spin(self, seconds: float) -> list[tuple[int, int]]:
-        poll, until = self._poll.poll, time.monotonic() + seconds
-        while not (found := poll(0)) and time.monotonic() < until:
-            os.sched_yield()  # the other side may need this very core
-        return found
 
     @property
     def buffered(self) -> bool:

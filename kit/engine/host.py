@@ -2,25 +2,28 @@
 
     worker threads --lanes--> take all that is waiting -> coalesce -> compute -> answer each
 
-One thread reads and computes, so a batch never waits for a hand-over between threads, and what
+The thread that reads also computes, so a batch never waits for a hand-over between threads, and what
 arrived while a batch was computed is looked at together: requests with equal inference arguments
-share a batch when the measured cost curve says that it pays.
+share a batch when the measured cost curve says that it pays. Where workers have several threads, so
+have hosts of one model: one of them reads, and another does as soon as that one computes (leader and
+followers, Schmidt 2000).
 """
 
 from __future__ import annotations
 
 import os
 import select
+import threading
 import time
-from collections import deque
+import traceback
 from typing import Any
 
-from kit import batching
 from kit.engine import board as fields
 from kit.engine.child import Context
-from kit.engine.codec import Rows, concatenate
+from kit.engine.codec import concatenate
 from kit.engine.ends import Ends
 from kit.engine.host_requests import HostLane, HostRequest, Kind
+from kit.engine.host_waiting import Waiting
 from kit.engine.keyed_requests import Spec
 from kit.engine.keyed_runner import MOST_RUNNERS
 from kit.engine.loading import load
@@ -30,6 +33,9 @@ from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, MOD
 from kit.engine.transport import SPIN_S, Channel, ChannelClosed
 from kit.engine.trouble import FAILURES, Trouble
 from kit.shorten import counted
+
+#: The thread that computes something shorter goes on reading: waking another one takes longer, seconds.
+QUICK_S = 0.0005
 
 
 def main(context: Context) -> int:
@@ -42,7 +48,8 @@ def main(context: Context) -> int:
         if found is None:
             return 1
         model, report = found
-        host = Host(context, Kind(context.handler, LocalModel(context.handler, model)))
+        on_gpu = report["device_bytes"] > 0
+        host = Host(context, Kind(context.handler, LocalModel(context.handler, model)), on_gpu=on_gpu)
     context.control.send(LOADED, report)
     return host.run()
 
@@ -50,30 +57,82 @@ def main(context: Context) -> int:
 class Host:
     """The loop of a model host."""
 
-    def __init__(self, context: Context, kind: Kind | None, store: ModelStore | None = None) -> None:
+    def __init__(
+        self, context: Context, kind: Kind | None, store: ModelStore | None = None, *, on_gpu: bool = False
+    ) -> None:
         self.context = context
         self.board = context.board
         self.slot = context.slot
         self.kind = kind  # None where models are by key
         self.store = store
         self.kinds: dict[int, Kind] = {}  # by route
-        self.waiting: deque[HostRequest] = deque()
+        self.waiting = Waiting()
         self.spin_s = 0.0
         self.poll = select.poll()
         self.lanes: dict[int, HostLane] = {}
         self.poll.register(context.control.fileno(), select.POLLIN)
+        self.threads = 1 if kind is None or on_gpu else context.config["threads"]
+        self.computing = 0  # threads
+        self.began = 0  # the first of them
+        self.ended = False
+        self._reading = threading.Lock()  # of the one thread that reads
+        self._state = threading.RLock()  # of all that several threads change
 
     def run(self) -> int:
         """Serve until the owner says stop or is gone."""
-        control = self.context.control
+        names = [f"kit-host-{number}" for number in range(1, self.threads)]
+        others = [threading.Thread(target=self._work_or_die, name=name, daemon=True) for name in names]
+        for thread in others:
+            thread.start()
+        self._work()
+        for thread in others:
+            thread.join()  # it answers what it computes
+        return 0
+
+    def _work(self) -> None:
+        leading = False
         while True:
+            group = None
+            if not leading and not self._reading.acquire(blocking=False):
+                group = self._left_over()
+                if group is None:
+                    self._reading.acquire()
+            if group is None:
+                group = self._next()
+                leading = group is not None and (self.threads == 1 or group[0].kind.last_s < QUICK_S)
+                if not leading:
+                    self._reading.release()
+            if group is None:
+                return
+            self._serve(group)
+
+    def _work_or_die(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            # A thread that ended silently would leave what it computes unanswered for ever.
+            traceback.print_exc()
+            os._exit(70)
+
+    def _left_over(self) -> list[HostRequest] | None:
+        """What the thread that reads has left, None when that is nothing."""
+        with self._state:
+            return self.waiting.take() if self.waiting and not self.ended else None
+
+    def _next(self) -> list[HostRequest] | None:
+        """What is to be computed next, waited for; None at the end. One thread at a time."""
+        control = self.context.control
+        while not self.ended:
             for fd, _ in self._events():
-                if fd != control.fileno():
-                    self._read(fd)
-                elif not self._obey(control):
-                    return 0
-            if self.waiting:
-                self._serve(self._coalesce())
+                with self._state:
+                    if fd != control.fileno():
+                        self._read(fd)
+                    elif not self._obey(control):
+                        self.ended = True
+            group = self._left_over()
+            if group is not None:
+                return group
+        return None
 
     def _events(self) -> list[tuple[int, int]]:
         """What is readable; waits for it when there is nothing to compute, awake while requests come fast."""
@@ -108,7 +167,9 @@ class Host:
         return message.kind != STOP
 
     def _read(self, fd: int) -> None:
-        lane = self.lanes[fd]
+        lane = self.lanes.get(fd)
+        if lane is None:  # another thread has just dropped it
+            return
         try:
             message = lane.channel.recv()
         except ChannelClosed:
@@ -118,7 +179,7 @@ class Host:
         if message.kind == RUN:
             kind = lane.kind or self.kind
             assert kind is not None
-            self.waiting.append(HostRequest(lane, kind, message.value, bool(message.flags & ALONE), message.attempt))
+            self.waiting.add(HostRequest(lane, kind, message.value, bool(message.flags & ALONE), message.attempt))
         elif message.kind == MODEL:
             lane.kind = self._kind_of(message.value)
         elif message.kind == ARGS:
@@ -138,49 +199,15 @@ class Host:
 
     def _drop(self, lane: HostLane) -> None:
         fd = lane.channel.fileno()
-        if fd in self.lanes:
-            self.poll.unregister(fd)
-            del self.lanes[fd]
-            lane.channel.close()
-        self.waiting = deque(request for request in self.waiting if request.lane is not lane)
-
-    def _coalesce(self) -> list[HostRequest]:
-        """Take the oldest request and those that may share its batch."""
-        first = self.waiting.popleft()
-        group = [first]
-        kind = first.kind
-        if kind.never_coalesce or first.alone or not self.waiting:
-            return group
-        total = first.count
-        left: deque[HostRequest] = deque()
-        for request in self.waiting:
-            joins = (
-                request.kind is kind
-                and not request.alone
-                and total + request.count <= kind.most
-                and request.lane.args == first.lane.args
-                and _alike(first.batch, request.batch)
-                and kind.curve.pays(total, request.count)
-                and self._within_limits([*group, request])
-            )
-            if joins:
-                group.append(request)
-                total += request.count
-            else:
-                left.append(request)
-        self.waiting = left
-        return group
-
-    def _within_limits(self, group: list[HostRequest]) -> bool:
-        options = group[0].kind.options
-        tokens, weight = options.get("max_batch_tokens"), options.get("max_batch_weight")
-        if not tokens and not weight and not options.get("batch_bucket_boundaries"):
-            return True
-        examples = [example for request in group for example in request.batch]
-        return len(batching.plan(examples, options)) == 1
+        with self._state:
+            if fd in self.lanes:
+                self.poll.unregister(fd)
+                del self.lanes[fd]
+                lane.channel.close()
+            self.waiting.drop(lane)
 
     def _serve(self, group: list[HostRequest]) -> None:
-        began = self.board.begin(self.slot)
+        began = self._begin()
         for request in group:
             self.board.put(request.lane.slot, fields.COMPUTING_NS, began)
         total = sum(request.count for request in group)
@@ -191,8 +218,9 @@ class Host:
                 computed = group[0].kind.compute(batch, group[0].lane.args)
                 group[0].kind.curve.record(total, computed.seconds)
             total = len(computed.values)
+            group[0].kind.last_s = computed.seconds
         except FAILURES as error:
-            self.board.end(self.slot, began, 0, 0)
+            self._end(0, 0)
             if len(group) > 1:
                 # One request's bad example must not fail another's.
                 for request in group:
@@ -200,9 +228,7 @@ class Host:
             else:
                 self._answer_trouble(group[0], error)
             return
-        self.board.end(self.slot, began, total, -(-total // group[0].size) if len(group) == 1 else 1)
-        if len(group) > 1:
-            self.board.add(self.slot, fields.COALESCED, len(group))
+        self._end(total, -(-total // group[0].size) if len(group) == 1 else 1, len(group))
         start = 0
         for request in group:
             values = computed.values
@@ -211,9 +237,32 @@ class Host:
             start += request.count
             if request.take(values, computed.seconds):
                 self._answer(request, computed)
-            elif request.lane.channel.fileno() in self.lanes:
-                # Behind the others: lanes take turns by batches.
-                self.waiting.append(request)
+            else:
+                with self._state:
+                    if request.lane.channel.fileno() in self.lanes:
+                        # Behind the others: lanes take turns by batches.
+                        self.waiting.add(request)
+
+    def _begin(self) -> int:
+        """Note that this thread computes; returns since when, in nanoseconds."""
+        with self._state:
+            self.computing += 1
+            if self.computing == 1:
+                self.began = self.board.begin(self.slot)
+                return self.began
+        return time.monotonic_ns()
+
+    def _end(self, examples: int, batches: int, requests: int = 1) -> None:
+        """Note its end; the host is busy while any of its threads computes."""
+        with self._state:
+            self.computing -= 1
+            if self.computing:
+                self.board.add(self.slot, fields.EXAMPLES, examples)
+                self.board.add(self.slot, fields.BATCHES, batches)
+            else:
+                self.board.end(self.slot, self.began, examples, batches)
+            if requests > 1:
+                self.board.add(self.slot, fields.COALESCED, requests)
 
     def _turn(self, request: HostRequest) -> Computed | None:
         """Several batches of a request in one go, None when that can't be."""
@@ -247,10 +296,3 @@ class Host:
             lane.channel.send(FAILED, trouble)
         except ChannelClosed:
             self._drop(lane)
-
-
-def _alike(one: Any, other: Any) -> bool:
-    if type(one) is Rows and type(other) is Rows:
-        first, second = one.stacked, other.stacked
-        return bool(first.shape[1:] == second.shape[1:] and first.dtype == second.dtype)
-    return type(one) is list and type(other) is list

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ class Kind:
         self.never_coalesce = bool(handler.should_skip_batching())
         self.most = self.options.get("max_batch_size") or batching.MAX_BATCH_SIZE
         self.curve = batching.CostCurve()
+        self.last_s = math.inf  # what the last batch took
 
 
 class HostLane:

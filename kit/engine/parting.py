@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+#: What `select.poll` gives: (descriptor, events) pairs.
+Found = list[tuple[int, int]]
 
 #: A yield of the core that takes longer than this gave it to another thread, seconds.
 LONG_YIELD_S = 10e-6
@@ -22,12 +26,23 @@ CALM_S = 1.0
 
 
 class Parting:
-    """Of one thread: counts crowded waits, and moves the thread when there are too many."""
+    """Waits awake, for one thread: counts crowded waits, and moves the thread when there are too many."""
 
     def __init__(self) -> None:
         self._waits = 0
         self._pause_s = PAUSE_S
         self._left_at = -LONGEST_PAUSE_S
+
+    def wait(self, poll: Callable[[int], Found], seconds: float) -> Found:
+        """Call ``poll(0)`` until it finds something or the time is over, whose last result this returns."""
+        now, longest = time.monotonic(), 0.0
+        until = now + seconds
+        while not (found := poll(0)) and now < until:
+            os.sched_yield()  # the other side may need this very core
+            began, now = now, time.monotonic()
+            longest = max(longest, now - began)
+        self.waited(longest)
+        return found
 
     def waited(self, longest_yield_s: float) -> None:
         """Note a wait, by the longest time that yielding the core took in it; may move the calling thread."""

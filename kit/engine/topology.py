@@ -155,7 +155,9 @@ class Topology:
 
     def spawn(self, role: str, index: int) -> Process:
         """Start a worker, host or loader."""
-        return self._spawn_worker(index) if role == "worker" else self._spawn(role, index, {})
+        if role == "worker":
+            return self._spawn_worker(index)
+        return self._spawn(role, index, {"threads": self.settings.host_threads} if role == "host" else {})
 
     def spawn_loader(self, spec: Spec) -> Process:
         """Start a loader for one of the models by key."""

@@ -18,7 +18,6 @@ import select
 import socket
 import struct
 import threading
-import time
 import weakref
 from collections import deque
 from typing import Any, NamedTuple
@@ -222,13 +221,7 @@ class Channel:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.sock.fileno(), select.POLLIN)
-        poll, now, longest = self._poll.poll, time.monotonic(), 0.0
-        until = now + seconds
-        while not poll(0) and now < until:
-            os.sched_yield()  # the other side may need this very core
-            began, now = now, time.monotonic()
-            longest = max(longest, now - began)
-        self._parting.waited(longest)
+        self._parting.wait(self._poll.poll, seconds)
 
     def _parse(self, size: int, fds: tuple[int, ...]) -> Message:
         view = self._view

@@ -91,9 +91,9 @@ def run_numbers(count: int, step: Any, row: Any = None) -> float:
     Raises:
         RuntimeError: not every element came back.
     """
-    with _silent():
+    with _silent(), tempfile.TemporaryDirectory(prefix="kit-bench-beam-") as folder:
         pipeline = beam.Pipeline(options=PipelineOptions(list(TWO_PROCESSES)))
-        first, last = Noting("in", row or mlp_row), Noting("out", same)
+        first, last = Noting("in", row or mlp_row, folder), Noting("out", same)
         last.start_us = first.start_us
         _ = pipeline | beam.Create(range(count)) | "row" >> beam.Map(first) | step | "out" >> beam.Map(last)
         done = pipeline.run()

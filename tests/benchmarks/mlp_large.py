@@ -1,4 +1,4 @@
-"""The MLP in mode `large`, 2 worker processes and one host thread, against a bare torch loop."""
+"""The MLP in mode `large`: 2 worker processes and a host of one thread or two, against a bare torch loop."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ def figures() -> list[Figure]:
     torch.set_num_threads(1)
     batches = 30 if harness.quick else 100
     rows, loop = models.mlp_rows(batches), models.mlp_loop(models.mlp_path())
-    with kit.deploy(models.mlp_handler(), mode="large", processes=2) as deployment:
-        pairs = harness.interleave(
-            lambda: rows | kit.RunInference(deployment), lambda: loop(rows), 4 if harness.quick else 10, warm=2
-        )
-    return [pairs.figure("MLP through `large`, 2 workers, vs the bare loop", len(rows), AT_LEAST, digits=3)]
+    found = []
+    for what, processes, threads, floor in (
+        ("2 workers", 2, 1, AT_LEAST),
+        ("1 worker and its host of 2 threads each", 1, 2, None),
+    ):
+        with kit.deploy(models.mlp_handler(), mode="large", processes=processes, threads=threads) as deployment:
+            step = kit.RunInference(deployment)
+            pairs = harness.interleave(lambda s=step: rows | s, lambda: loop(rows), 4 if harness.quick else 10, warm=2)
+        found.append(pairs.figure(f"MLP through `large`, {what}, vs the bare loop", len(rows), floor, digits=3))
+    return found

@@ -11,7 +11,7 @@ import time
 import pytest
 
 import kit
-from kit import errors
+from kit import errors, settings
 from kit.engine import core, deaths
 from tests.models import clients
 
@@ -82,6 +82,22 @@ def test_killed_workers_and_hosts_cost_nobody_an_answer(mode, monkeypatch):
         assert counters["answered"] == counters["accepted"]
         kinds = {event.kind for event in deployment._engine.history.events()}
         assert {"death", "start"} <= kinds
+
+
+def test_a_killed_host_of_two_threads_costs_nobody_an_answer(monkeypatch):
+    monkeypatch.setattr(core, "DEATHS", 10**6)
+    monkeypatch.setattr(settings, "cpu_count", lambda: 2)
+    with kit.deploy(Doubling(max_batch_size=16), mode="large", processes=2, threads=2, sample=[1]) as deployment:
+        with asking(deployment) as (wrong, answered):
+            for _ in range(4):
+                time.sleep(0.4)
+                for host in pids(deployment, "host"):
+                    os.kill(host, signal.SIGKILL)
+            time.sleep(0.4)
+        assert wrong == []
+        assert min(answered) > 0
+        assert deployment.counters["failed"] == 0
+        assert deployment.counters["deaths"] >= 2
 
 
 def test_a_killed_fork_server_costs_nobody_an_answer():
