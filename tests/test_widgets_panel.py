@@ -342,6 +342,17 @@ def test_compare_then_use_the_best(deployment, panel):
     assert deployment.mode == comparison.best().mode
 
 
+def test_a_budget_for_the_copies_is_none_for_all_memory_that_a_comparison_measures():
+    """The processes take more than the budget, and the copies of the model far less."""
+    with kit.deploy(Doubling(max_batch_size=4), processes=2, memory_budget="20MB") as deployment:
+        panel = ServingPanel(deployment, list(range(20)))
+        comparison = panel.compare(["default", {"mode": "shared"}], repeats=1, seconds=0.1).result(120)
+        assert (comparison.table["peak_pss_bytes"] > 20e6).all()
+        panel.use_best().result(30)
+        assert deployment.settings.memory_budget == 20_000_000
+        panel.close()
+
+
 def test_a_comparison_can_be_cancelled(deployment, panel):
     under_way = panel.compare(["default", "shared"], repeats=3, seconds=30)
     until(lambda: not panel._view.comparing.compare_progress.button.disabled, "the cancel button")

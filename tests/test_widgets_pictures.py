@@ -289,12 +289,26 @@ def test_values_in_a_line():
 def test_where_marks_are_close_a_death_keeps_its_label():
     plot = ThroughputPlot()
     plot.set_clock([1000.0, 1060.0])
-    close = [Mark(1040.0 + 2 * n, "default → shared") for n in range(8)]
+    close = [Mark(1036.0 + n, "default → shared") for n in range(20)]
     found = sorted([*close, Mark(1047.0, "worker 0 died"), Mark(1048.5, "load")])
     plot.mark(found)
     shown = [text.get_text() for text in plot._labels if text.get_visible()]
     assert shown.count("worker 0 died") == 1
     assert "load" not in shown
     boxes = [text.get_window_extent() for text in plot._labels if text.get_visible()]
+    pairs = [(one, other) for at, one in enumerate(boxes) for other in boxes[:at] if one.y0 == other.y0]
+    assert not any(one.overlaps(other) for one, other in pairs)
+
+
+def test_marks_a_few_seconds_apart_at_the_right_edge_are_all_labelled():
+    plot = ThroughputPlot()
+    plot.set_clock([1000.0, 1120.0])
+    labels = ["medium → large", "host 0 killed", "worker 0 killed", "large → shared"]
+    plot.mark([Mark(time, label) for time, label in zip((1100.0, 1103.0, 1107.0, 1115.0), labels, strict=True)])
+    shown = [text for text in plot._labels if text.get_visible()]
+    assert sorted(text.get_text() for text in shown) == sorted(labels)
+    boxes = [text.get_window_extent() for text in shown]
+    whole = plot.figure.bbox
+    assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 and box.y1 <= whole.y1 for box in boxes)
     pairs = [(one, other) for at, one in enumerate(boxes) for other in boxes[:at] if one.y0 == other.y0]
     assert not any(one.overlaps(other) for one, other in pairs)

@@ -83,15 +83,16 @@ class Comparing:
         handler, settings = deployment.handler, deployment.settings
         del deployment  # it may be dropped meanwhile
         self._load.stop()
-        given = {
-            "processes": settings.processes, "threads": settings.threads, "memory_budget": settings.memory_budget,
-            "repeats": 2, **options,
-        }  # fmt: skip
+        given = {"processes": settings.processes, "threads": settings.threads, "repeats": 2, **options}
+        wanted = self._tab.chosen_modes if modes is None else modes
+        if isinstance(wanted, (list, tuple)):  # what else there is, `compare` refuses in words
+            # The deployment's budget is for copies of the model, the comparison's for all memory.
+            wanted = [_within(mode, settings.memory_budget) for mode in wanted]
         with self._steps.under_way("compare"):
             self._comparison = compare(
                 handler,
                 self._examples(),
-                self._tab.chosen_modes if modes is None else modes,
+                wanted,
                 progress=False,
                 on_progress=lambda done, all_, label: self._steps.note("compare", done, all_, f"{label} measured"),
                 cancel=cancel,
@@ -123,3 +124,9 @@ class Comparing:
             laps = race(self._served(), modes, self._examples(), seconds or tab.seconds.value, stop, step)
         tab.show_race(laps)
         return laps
+
+
+def _within(mode: Any, budget: int | None) -> Any:
+    if budget is None or not isinstance(mode, (str, Mapping)):
+        return mode
+    return {"memory_budget": budget, **({"mode": mode} if isinstance(mode, str) else mode)}

@@ -27,7 +27,7 @@ _ALPHA = {name: 0.45 if name == "libraries_bytes" else 0.9 for name in _STACK}
 class MemoryPlot(TimePlot):
     """The stack over time, the budget and the machine's limit as lines, the bars "now" and "chosen"."""
 
-    HEIGHT_PX = 270
+    HEIGHT_PX = 284
     #: Where the stack is: left, bottom, width, height.
     PLACE = (70, 24, WIDTH_PX - 318, 208)
     #: With a GPU the stack is narrower, and the GPU's memory stands beside it.

@@ -35,6 +35,8 @@ YOUNG = "the first figures come in a moment"
 #: fill this share of it: what is still between two frames, most of the work, is drawn once.
 STEPS_S = 5, 10
 FILLED = 0.6, 0.97
+#: Height of a row of labels above the axes.
+LABEL_PX = 14
 
 
 class TimePlot:
@@ -132,7 +134,9 @@ class TimePlot:
             axes.set_xticks(ticks, names)
 
     def mark(self, found: Sequence[Mark]) -> None:
-        """Draw the marks; labels that would overlap go to a second line, or give way to a death's, or a later one."""
+        """Draw the marks; labels that would overlap end at their line, go to another row, or give way to a death's or a
+        later one.
+        """
         while len(self._lines) < len(found) * len(self._timed):
             for axes in self._timed:
                 line = axes.axvline(0, color=GREY, linewidth=1, linestyle=(0, (3, 2)), zorder=4)
@@ -143,7 +147,7 @@ class TimePlot:
             self._labels.append(self.moving(text))
         low, high = self._timed[0].get_xlim()
         per_s = self._timed[0].bbox.width / (high - low)
-        taken: list[list[tuple[float, float]]] = [[], []]
+        taken: list[list[tuple[float, float]]] = [[] for _ in range(self._label_rows())]
         for index in sorted(range(len(self._labels)), key=lambda index: rank(found, index)):
             text = self._labels[index]
             shown = index < len(found)
@@ -155,13 +159,18 @@ class TimePlot:
             if not shown or found[index].time < low:
                 continue
             width = 7.5 * len(found[index].label)
-            x = min((found[index].time - low) * per_s, self._timed[0].bbox.width - width + 6)
-            free = (row for row, others in enumerate(taken) if all(x > end or x + width < at for at, end in others))
-            row = next(free, None)
-            if row is not None:
+            at = (found[index].time - low) * per_s
+            place = _free_place(taken, at, width, self._timed[0].bbox.width)
+            if place is not None:
+                row, x = place
                 taken[row].append((x, x + width + 6))
-                text.set(x=low + x / per_s, y=1.01 + row * 14 / self._timed[0].bbox.height, text=found[index].label)
+                text.set(
+                    x=low + x / per_s, y=1.01 + row * LABEL_PX / self._timed[0].bbox.height, text=found[index].label
+                )
                 text.set_visible(True)
+
+    def _label_rows(self) -> int:
+        return int((self.figure.bbox.height - self._timed[0].bbox.y1) // LABEL_PX)
 
     def png(self) -> bytes:
         """The figure as it is now."""
@@ -179,10 +188,19 @@ class TimePlot:
         return buffer.getvalue()
 
 
+def _free_place(taken: Sequence[Sequence[tuple[float, float]]], at: float, width: float, most: float) -> Any:
+    """Row and left end of a label, to the right of its line or else to the left; None where all is taken."""
+    for x in (min(at, most - width + 6), at - width):
+        for row, others in enumerate(taken):
+            if x >= 0 and all(x > end or x + width < start for start, end in others):
+                return row, x
+    return None
+
+
 class ThroughputPlot(TimePlot):
     """Elements a second over time; p50 and p99 of the latency beneath."""
 
-    HEIGHT_PX = 270
+    HEIGHT_PX = 284
 
     def __init__(self) -> None:
         super().__init__(self.HEIGHT_PX)

@@ -243,10 +243,11 @@ def _set_padding(pipeline: Any) -> None:
 
 
 def _can_batch(pipeline: Any) -> bool:
-    if pipeline.task in _STACKING_TASKS:
+    task = getattr(pipeline, "task", None)  # Beam's stand-in for a shared one has nothing but its call
+    if task in _STACKING_TASKS:
         return True
     tokenizer = getattr(pipeline, "tokenizer", None)
-    return pipeline.task in TEXT_TASKS and tokenizer is not None and tokenizer.pad_token_id is not None
+    return task in TEXT_TASKS and tokenizer is not None and tokenizer.pad_token_id is not None
 
 
 def _is_message(example: Any) -> bool:

@@ -113,6 +113,10 @@ class _Encoder:
         self.direct = self._is_plain(model) and self._tokenizes_alike(model)
 
     def _is_plain(self, model: Any) -> bool:
+        import torch
+
+        if not isinstance(model, torch.nn.Module):  # Beam's stand-in for a shared one has nothing but its methods
+            return False
         first, *others = list(model)
         return (
             type(first).__name__ == "Transformer"
