@@ -131,7 +131,8 @@ class Comparison:
 
     def _html(self, png: str) -> str:
         head, *body = self._cells()
-        lines = ["<table><thead><tr>", *(f"<th>{html.escape(text)}</th>" for text in head), "</tr></thead><tbody>"]
+        titles = (f'<th style="padding:0 .5em">{html.escape(text)}</th>' for text in head)
+        lines = ["<table><thead><tr>", *titles, "</tr></thead><tbody>"]
         for row in body:
             sides = ["left", *(["right"] * (len(_HEAD) - 1)), "left"]
             cells = [f'<td style="text-align:{side}">{html.escape(text)}</td>' for side, text in zip(sides, row)]  # noqa: B905

@@ -123,6 +123,8 @@ class KeyedModelHandler(ModelHandler):
             for function in after:
                 values = [function(value) for value in values]
             return values
+        if getattr(handler, "as_given", False):  # in a pipeline of Beam's
+            return values
         model_id = getattr(handler, "model_id", None)
         return [
             PredictionResult(example, getattr(value, "inference", value), getattr(value, "model_id", model_id))

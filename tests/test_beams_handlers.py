@@ -112,6 +112,20 @@ def test_a_model_a_key() -> None:
     assert [key for key, _ in examples | RunInference(handler)] == [key for key, _ in examples]
 
 
+@pytest.mark.parametrize("inner", [beam_handlers.AddsOne(), beam_handlers.GivesResults()])
+def test_one_handler_for_all_keys(inner: Any) -> None:
+    pairs = [("ab"[number % 2], number) for number in range(31)]
+    handler = base.KeyedModelHandler(inner).with_preprocess_fn(lambda pair: (pair[0], pair[1] + 1))
+    for predictions in in_modes(handler, pairs, ("shared",)).values():
+        assert [(key, p.inference) for key, p in predictions] == [(key, number + 2) for key, number in pairs]
+    mixed = [1, ("a", 2), 3]
+    with kit.deploy(base.MaybeKeyedModelHandler(inner), processes=1) as deployment:
+        assert [p.inference for p in deployment.predict([1, 3])] == [2, 4]
+        assert [(key, p.inference) for key, p in deployment.predict(pairs)] == [(key, n + 1) for key, n in pairs]
+        with pytest.raises(kit.errors.InferenceFailed):
+            deployment.predict(mixed)
+
+
 #: Beam 2.77's module imports TensorFlow, and a class that transformers 5 no longer has; its pipelines need neither.
 TENSORFLOW = """
 import transformers

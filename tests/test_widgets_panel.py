@@ -332,6 +332,11 @@ def test_bad_arguments_of_the_panel(deployment):
 # ---- comparing and racing --------------------------------------------------------------------------
 
 
+def test_a_race_of_no_time_is_refused(panel):
+    with pytest.raises(kit.errors.InvalidSetting, match="seconds=0: give from 1"):
+        panel.race("default", "shared", 0).result(30)
+
+
 def test_compare_then_use_the_best(deployment, panel):
     assert panel._view.comparing.use.disabled
     comparison = panel.compare(["default", "shared"], repeats=1, seconds=0.1).result(120)
@@ -454,3 +459,36 @@ def test_a_panel_under_load_does_not_keep_the_deployment():
     del deployment
     gc.collect()
     until(lambda: panel.closed, "that the panel closed with the dropped deployment")
+
+
+def test_panels_of_one_deployment_show_the_rate_of_its_load(deployment, panel):
+    other = ServingPanel(deployment, list(range(20)))
+    panel.start_load(50).result(10)
+    until(lambda: other._view.rate.value == "50", "the rate in the other panel")
+    other._view.rate.value = "70"
+    until(lambda: panel._view.rate.value == "70", "its change in this one")
+    assert panel._load.rate == 70
+    panel.stop_load().result(30)
+    other.close()
+
+
+class FailsOnSeven(kit.ModelHandler):
+    def load_model(self):
+        return 1
+
+    def run_inference(self, batch, model, inference_args=None):
+        return [10 // (7 - number) for number in batch]
+
+
+def test_what_fails_under_load_is_told_in_words_with_the_traceback_folded():
+    with kit.deploy(FailsOnSeven(max_batch_size=1), processes=1) as deployment:
+        panel = ServingPanel(deployment, [7])
+        panel.start_load(20).result(10)
+        until(lambda: "ZeroDivisionError" in panel._view.load_words.value, "the error")
+        panel.stop_load().result(30)
+        panel.refresh().result(10)
+        words, _, rest = panel._view.load_words.value.partition("<details>")
+        assert "ZeroDivisionError: integer division" in words
+        assert "Traceback" not in words
+        assert "Traceback" in rest
+        panel.close()

@@ -47,7 +47,7 @@ class CompareTab:
         self._plot = RacePlot()
         for button, action in ((self.compare, compare), (self.use, use_best), (self.race, race)):
             button.on_click(lambda _, action=action: action())
-        hint = "Measures each mode in fresh processes of its own, beside the deployment; the load is stopped meanwhile."
+        hint = "Measures each mode in fresh processes of its own, beside the deployment; the load is stopped first."
         self.box = widgets.VBox(
             [
                 widgets.HTML(f'<div class="kit-hint">{hint}</div>'),

@@ -121,7 +121,8 @@ class Comparing:
         self._load.stop()
         with self._steps.under_way("race"):
             step = partial(self._steps.note, "race")
-            laps = race(self._served(), modes, self._examples(), seconds or tab.seconds.value, stop, step)
+            given = tab.seconds.value if seconds is None else seconds
+            laps = race(self._served(), modes, self._examples(), given, stop, step)
         tab.show_race(laps)
         return laps
 

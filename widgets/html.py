@@ -80,6 +80,13 @@ def error_html(what: str, words: str, trace: str) -> str:
     return (
         f'<div class="kit-error" role="alert" style="border-left:4px solid {VERMILLION};padding:.2em .6em">'
         f"<b>{escape(what)}:</b> {escape(words)}"
-        f"<details><summary>traceback</summary>"
-        f'<pre style="white-space:pre-wrap;font-size:85%">{escape(trace)}</pre></details></div>'
+        f"{folded(trace)}</div>"
+    )
+
+
+def folded(trace: str) -> str:
+    """A traceback that a click shows."""
+    return (
+        "<details><summary>traceback</summary>"
+        f'<pre style="white-space:pre-wrap;font-size:85%">{escape(trace)}</pre></details>'
     )

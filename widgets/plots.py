@@ -209,8 +209,10 @@ class ThroughputPlot(TimePlot):
         self.rate.set_ylabel("elements/s", color=GREY, fontsize=9)
         self.latency.set_ylabel("latency, ms", color=GREY, fontsize=9)
         self._rate = self.moving(*self.rate.plot([], [], color=GREEN, linewidth=2))
-        self._p50 = self.moving(*self.latency.plot([], [], color=SKY, linewidth=2))
-        self._p99 = self.moving(*self.latency.plot([], [], color=VERMILLION, linewidth=1.6, linestyle="--"))
+        # Dots too: of a second with answers between seconds without, a line has nothing.
+        dots = {"marker": "o", "markersize": 2.5}
+        self._p50 = self.moving(*self.latency.plot([], [], color=SKY, linewidth=2, **dots))
+        self._p99 = self.moving(*self.latency.plot([], [], color=VERMILLION, linewidth=1.6, linestyle="--", **dots))
         self.rate.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         self.latency.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         for axes in (self.rate, self.latency):

@@ -14,7 +14,7 @@ import kit.deploying  # noqa: F401
 from widgets import answers, kernels, model_rows, topology
 from widgets.compare_tab import CompareTab
 from widgets.controls import Controls
-from widgets.html import PURPLE, ROLES, facts
+from widgets.html import PURPLE, ROLES, facts, folded
 from widgets.legend import legend
 from widgets.memory_plot import MemoryPlot, memory_facts
 from widgets.model_log import ModelLog
@@ -74,7 +74,9 @@ class View:
             style={"description_width": "80px"},
             layout={"width": "240px"},
         )
-        self.rate.observe(lambda _: actions._rate_changed(), "value")
+        self._on_rate = lambda _: actions._rate_changed()
+        self._load_rate: float | None = None  # shown last
+        self.rate.observe(self._on_rate, "value")
         self.start = _button("Start load", lambda: actions.start_load())
         self.stop = _button("Stop load", lambda: actions.stop_load())
         self.load_words = _html("kit-load")
@@ -147,7 +149,11 @@ class View:
     def draw_load(self, load: SharedLoad) -> None:
         """What the load does."""
         self.start.disabled, self.stop.disabled = load.running, not load.running
+        if load.running and load.rate != self._load_rate:
+            self._load_rate = load.rate
+            self._show_rate(load.rate)
         report = load.report()
+        trace = ""
         if report is None:
             words = "no load"
         else:
@@ -155,8 +161,18 @@ class View:
             if load.running:
                 state = "running" if load.rate is not None else f"running, {load.clients} requests at a time"
             words = f"{state}: {report.answered:,} answered, {report.failed:,} failed"
-            words += "".join(f"; {error}" for error in report.errors[:1])
-        self.load_words.value = f'<span role="status">{escape(words)}</span>'
+            for error in report.errors[:1]:
+                first, _, trace = error.partition("\n")
+                words += f"; {first}"
+        self.load_words.value = f'<span role="status">{escape(words)}</span>{folded(trace) if trace else ""}'
+
+    def _show_rate(self, rate: float | None) -> None:
+        """Of the load that another panel, or Python, has started; that is no wish of the user's here."""
+        words = "" if rate is None else f"{rate:g}"
+        if self.rate.value.strip() != words:
+            self.rate.unobserve(self._on_rate, "value")
+            self.rate.value = words
+            self.rate.observe(self._on_rate, "value")
 
     def _draw_progress(self, snapshot: Snapshot) -> None:
         under_way = snapshot.switching
