@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -315,6 +316,43 @@ def test_errors_fail_the_pipeline_and_say_what_happened() -> None:
         check([1], ours(models.FailsToLoad()), [])
     with pytest.raises(Exception, match="no such model"):
         letters(models.FailsToLoad(), [1])
+
+
+class Refused(Exception):
+    """Of a class that the pipeline's process has."""
+
+
+class Refuses(kit.ModelHandler):
+    def load_model(self) -> object:
+        return object()
+
+    def run_inference(self, batch: Any, model: object, inference_args: Any = None) -> Any:
+        raise (Refused if batch[0] else ValueError)("unlucky")
+
+
+def test_errors_are_of_the_class_that_the_handler_raised() -> None:
+    with pytest.raises(ValueError, match="ValueError: unlucky"):
+        check([0], ours(Refuses()), [])
+    with pytest.raises(Refused, match="unlucky") as caught:
+        check([1], ours(Refuses()), [])
+    assert caught.type is Refused
+    with pytest.raises(TypeError, match="can only concatenate tuple"):
+        check([("a", 1)], ours(models.AddsOne()), [])  # pairs for a handler without keys
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ours(models.AddsOne(), keep_alive="x"), "keep_alive='x': give seconds"),
+        (lambda: ours(models.AddsOne(), inference_args=3), "inference_args=3"),
+        (lambda: ours(models.AddsOne(), watch_model_pattern="*.pt", model_metadata_pcoll=[]), "both name the model"),
+        (lambda: ours(models.AddsOne()).with_exception_handling(exc_class=3), "exc_class=3: give a class"),
+        (lambda: ours(models.AddsOne()).with_exception_handling(threshold=7), "threshold=7: give the largest share"),
+    ],
+)
+def test_wrong_settings_are_refused_when_the_step_is_made(make: Any, words: str) -> None:
+    with pytest.raises(errors.InvalidSetting, match=re.escape(words)):
+        make()
 
 
 def test_a_dying_process_costs_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NoReturn
 
 import apache_beam as beam
 from apache_beam.utils.windowed_value import WindowedValue
@@ -14,7 +14,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from kit import errors
 from kit.beam.core_handler import size_of
 from kit.beam.counts import Counts
-from kit.beam.failures import Info, info_of
+from kit.beam.failures import Info, as_raised, info_of
 from kit.beam.options import Options
 from kit.beam.results import all_as_beams, as_beams, flat
 from kit.beam.serving import Lease, Source
@@ -176,8 +176,7 @@ class ServeDoFn(beam.DoFn):
         except Exception as error:
             never_served = window.deployment is None and options.timeout_s is None
             if options.exc_class is None or never_served or not isinstance(error, errors.KitError | TimeoutError):
-                self._counts.failed()
-                raise
+                self._fail(error)
             results = [Failure(example, error) for example in window.examples]  # type: ignore[arg-type]
         failures = 0
         if options.exc_class is not None and type(results) is list:
@@ -188,6 +187,13 @@ class ServeDoFn(beam.DoFn):
             yield from map(WindowedValue.with_value, window.places, all_as_beams(results))
         shared = self._lease.shared if self._lease is not None and window.deployment is not None else None
         self._counts.window(window, results, failures, shared)
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        self._counts.failed()
+        raised = as_raised(error)
+        if raised is error:
+            raise error
+        raise raised from error
 
     def _one_by_one(self, window: Window, results: Any) -> Iterator[Any]:
         for place, example, result in zip(window.places, window.examples, results, strict=True):
@@ -207,8 +213,7 @@ class ServeDoFn(beam.DoFn):
         info = info_of(error)
         exc_class = self._options.exc_class
         if exc_class is None or not issubclass(info[0], exc_class):
-            self._counts.failed()
-            raise error
+            self._fail(error)
         return (example if self._options.prebatched else [example]), info
 
 

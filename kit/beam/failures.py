@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any
 
+from kit.errors import KitError
+
 Info = tuple[type[BaseException], str, list[str]]
 _LAST = re.compile(r"^(?P<name>[A-Za-z_][\w.<>]*)(?:: (?P<words>.*))?$", re.DOTALL)
 
@@ -22,6 +24,17 @@ def info_of(error: BaseException) -> Info:
     if cls is None:
         return type(error), f"{type(error).__name__}({str(error.args[0] if error.args else '')!r})", [str(error)]
     return cls, f"{cls.__name__}({words!r})", trace.splitlines(keepends=True)
+
+
+def as_raised(error: BaseException) -> BaseException:
+    """The error as Beam's own step would raise it, of the class that the handler's has; itself where that can't be."""
+    cls = info_of(error)[0] if getattr(error, "remote_traceback", "") else None
+    if cls is None or issubclass(cls, KitError) or not issubclass(cls, Exception):
+        return error
+    try:
+        return cls(str(error.args[0]))
+    except Exception:  # it wants other arguments
+        return error
 
 
 def _raised(trace: str) -> tuple[type[BaseException] | None, str]:

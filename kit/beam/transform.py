@@ -14,7 +14,8 @@ from kit.beam.core_handler import core_of, counts_bytes, gives_results, groups_o
 from kit.beam.dofn import BAD, ServeDoFn, ServeInWindows
 from kit.beam.options import Options
 from kit.beam.serving import Source
-from kit.checks import check_handler, check_platform, check_positive
+from kit.checks import check_handler, check_mapping, check_platform, check_positive
+from kit.daemon.durations import parse_seconds
 from kit.daemon.remote_deployment import RemoteDeployment
 from kit.deployment import Deployment
 from kit.settings import Settings, given
@@ -66,6 +67,12 @@ class RunInference(beam.PTransform):
         unknown = set(kwargs) - {"interval", "stop_timestamp"}
         if unknown:
             raise errors.InvalidSetting(f"kit.beam.RunInference doesn't know {', '.join(sorted(unknown))}.")
+        if watch_model_pattern is not None and model_metadata_pcoll is not None:
+            raise errors.InvalidSetting(
+                f"watch_model_pattern={watch_model_pattern!r} and model_metadata_pcoll both name the model: give one."
+            )
+        check_mapping("inference_args", inference_args)
+        parse_seconds(keep_alive)
         wanted = given(mode, processes, threads, model_copies, memory_budget)
         self._handler: Any = None
         self._identifier = model_identifier
@@ -127,6 +134,11 @@ class RunInference(beam.PTransform):
             timeout: longest that loading the model, and computing a batch, may take, seconds.
         """
         check_positive("timeout", timeout)
+        classes = exc_class if isinstance(exc_class, tuple) else (exc_class,)
+        if not all(isinstance(one, type) and issubclass(one, BaseException) for one in classes):
+            raise errors.InvalidSetting(f"exc_class={exc_class!r}: give a class of exceptions, or a tuple of them.")
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            raise errors.InvalidSetting(f"threshold={threshold!r}: give the largest share of failures, from 0 to 1.")
         self._letters = {
             "exc_class": exc_class,
             "use_subprocess": use_subprocess,
