@@ -132,6 +132,9 @@ class RunInference(beam.PTransform):
             use_subprocess: run pre- and post-processing in a process of their own; the model always is in one.
             threshold: largest share of failures, 0 to 1, above which the pipeline fails.
             timeout: longest that loading the model, and computing a batch, may take, seconds.
+
+        Raises:
+            InvalidSetting: `exc_class` isn't of exceptions, `threshold` no share, or `timeout` no time.
         """
         check_positive("timeout", timeout)
         classes = exc_class if isinstance(exc_class, tuple) else (exc_class,)

@@ -20,10 +20,10 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 from apache_beam.options.pipeline_options import PipelineOptions  # noqa: E402
 
 from tests.benchmarks import models  # noqa: E402
-from tests.benchmarks.beam_steps import KEYED, KEYS, NAMESPACE, Noting, keyed_row, mlp_row, same  # noqa: E402
+from tests.benchmarks.beam_steps import KEYED, KEYS, NAMESPACE, PROCESSES, Noting, keyed_row, mlp_row, same  # noqa: E402
 
 IN_MEMORY = ("--runner=DirectRunner", "--direct_running_mode=in_memory")
-TWO_PROCESSES = ("--runner=DirectRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=2")
+TWO_PROCESSES = ("--runner=DirectRunner", "--direct_running_mode=multi_processing", f"--direct_num_workers={PROCESSES}")
 
 
 class Identity(ModelHandler):  # type: ignore[misc]

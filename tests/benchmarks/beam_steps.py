@@ -13,11 +13,10 @@ from apache_beam.metrics import Metrics
 from tests.benchmarks import models
 
 NAMESPACE = "kit-bench"
+#: Beam's workers.
 PROCESSES = 2
 #: Models by key, and examples for them.
 KEYS, KEYED = 4, 6400
-
-
 #: How long the first process waits for the other one, seconds.
 LONGEST_START_S = 30.0
 
