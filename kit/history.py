@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +30,8 @@ class Event:
         text: what happened, for people.
         pid: the process concerned, None when it isn't about one.
         mode: the serving mode at that time, "" where there is none.
+        seconds: how long it took, until `time`; 0 for what happens in a moment.
+        model: of a model by key, the first of its keys in words; "" for other events.
     """
 
     time: float
@@ -37,6 +39,13 @@ class Event:
     text: str
     pid: int | None = None
     mode: str = ""
+    seconds: float = 0.0
+    model: str = ""
+
+    @property
+    def began(self) -> float:
+        """Seconds since the epoch."""
+        return self.time - self.seconds
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}" if self.text else self.kind
@@ -56,13 +65,14 @@ class History:
 
     Args:
         capacity: rows kept.
-        max_events: events kept.
+        max_events: events kept of each kind: models that come and go by the second push out no switch.
         clock: seconds since the epoch.
     """
 
     def __init__(self, capacity: int = 3600, max_events: int = 1000, clock: Any = time.time) -> None:
         self._rows: deque[dict[str, Any]] = deque(maxlen=capacity)
-        self._events: deque[Event] = deque(maxlen=max_events)
+        self._events: defaultdict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=max_events))
+        self._last: Event | None = None
         self._clock = clock
         self._forgotten_until = -math.inf
         self.began = clock()
@@ -74,16 +84,26 @@ class History:
         self._rows.append({"time": self._clock() if at is None else at, **row})
 
     def event(
-        self, kind: str, text: str = "", pid: int | None = None, at: float | None = None, mode: str = ""
+        self,
+        kind: str,
+        text: str = "",
+        pid: int | None = None,
+        at: float | None = None,
+        mode: str = "",
+        seconds: float = 0.0,
+        model: str = "",
     ) -> Event:
         """Note an event; returns it."""
-        noted = Event(self._clock() if at is None else at, kind, text, pid, mode)
-        self._events.append(noted)
+        noted = self._last = Event(self._clock() if at is None else at, kind, text, pid, mode, seconds, model)
+        self._events[kind].append(noted)
         return noted
 
-    def events(self) -> list[Event]:
-        """The events, oldest first."""
-        return list(self._events)
+    def events(self, churn_s: float = math.inf) -> list[Event]:
+        """The events, oldest first; of models by key that came and went, those of the last `churn_s` seconds."""
+        since = self._clock() - churn_s
+        kinds = [tuple(found) for found in tuple(self._events.values())]
+        found = (event for events in kinds for event in events if not event.model or event.time >= since)
+        return sorted(found, key=lambda event: event.time)
 
     def recent(self, seconds: float) -> list[dict[str, Any]]:
         """The rows of the last `seconds`, oldest first, as they were added; cheap, however long the history is."""
@@ -102,7 +122,7 @@ class History:
             for row in tuple(self._rows)
         ]
         index = 0
-        for event in sorted((e for e in tuple(self._events) if e.time > self._forgotten_until), key=lambda e: e.time):
+        for event in (event for event in self.events() if event.time > self._forgotten_until):
             while index < len(rows) and rows[index]["time"] < event.time:
                 index += 1
             if index == len(rows):
@@ -118,7 +138,7 @@ class History:
 
     def last_event(self) -> Event | None:
         """The newest event, None before the first."""
-        return self._events[-1] if self._events else None
+        return self._last
 
     def to_frame(self, figures: Sequence[str] = ()) -> pd.DataFrame:
         """`frame_of_rows` of `rows`."""

@@ -31,6 +31,11 @@ def given(
     }
 
 
+def budget_in_words(budget: int | None) -> str:
+    """A memory budget; "none" for no limit."""
+    return "none" if budget is None else format_bytes(budget)
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a handler is served.
@@ -130,6 +135,19 @@ class Settings:
     def copies_in_words(self) -> str:
         """Such as "2 copies of the model"."""
         return f"{self.copies} {'copy' if self.copies == 1 else 'copies'} of the model"
+
+    def change_in_words(self, after: Settings, *, batching: bool = False) -> str:
+        """What is other in settings, or in `batching`, that follow: "default → large, 2 → 3 processes"."""
+        found = [f"{self.mode} → {after.mode}"] if self.mode != after.mode else []
+        for name in ("processes", "threads"):
+            if getattr(self, name) != getattr(after, name):
+                found.append(f"{getattr(self, name)} → {getattr(after, name)} {name}")
+        if self.mode == after.mode == "medium" and self.model_copies != after.model_copies:
+            found.append(f"{self.model_copies} → {after.model_copies} copies")
+        if self.memory_budget != after.memory_budget:
+            found.append(f"budget {budget_in_words(self.memory_budget)} → {budget_in_words(after.memory_budget)}")
+        found += ["other batch sizes"] * batching
+        return ", ".join(found) or f"{after.mode} started anew"
 
     @property
     def copies(self) -> int:

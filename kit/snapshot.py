@@ -44,7 +44,7 @@ class Snapshot:
         counters: as `Deployment.counters`.
         processes: one dict a process, as the rows of `Deployment.stats`.
         rows: figures of the last seconds, one dict a second, as `Deployment.history`; "time" is since the epoch.
-        events: what happened, oldest first.
+        events: what happened, oldest first; of models by key that came and went, in those last seconds.
         latest: the last answer: "example", "result", "pid", "mode", "seconds"; empty before the first.
         sample: a few examples that were sent.
         model_bytes: one copy of the weights, None while unknown.
@@ -111,7 +111,7 @@ def take(engine: Engine, watch: Watch, seconds: float) -> Snapshot:
         counters=dispatcher.counters.as_dict(),
         processes=watch.rows() if engine.alive else [],
         rows=engine.history.recent(seconds),
-        events=engine.history.events(),
+        events=engine.history.events(churn_s=seconds),
         latest=dispatcher.latest,
         sample=list(dispatcher.sample),
         model_bytes=engine.model_bytes,

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import kit
-from kit.history import Event
 from kit.settings import Settings
 from tests.models import Doubling
 from tests.test_widgets_pictures import row as process
@@ -22,7 +21,6 @@ from tests.test_widgets_pictures import second, snapshot  # noqa: F401 - a fixtu
 from tests.widgets_helpers import until
 from widgets import ServingPanel, model_rows, model_table, slots, topology
 from widgets.budget import BudgetMoves
-from widgets.marks import marks_of
 from widgets.memory_plot import memory_facts
 from widgets.model_log import ModelLog
 from widgets.model_timeline import ModelTimeline
@@ -316,18 +314,6 @@ def _span(parts):
     from widgets.model_log import Span
 
     return Span(*parts)
-
-
-def test_models_that_come_and_go_leave_no_marks_but_budgets_do(snapshot):  # noqa: F811
-    events = [
-        Event(1001.0, "load", "'films' at worker 0: 91 MB in 0.05 s"),
-        Event(1005.0, "fail", "'editorials': no such file"),
-        Event(1010.0, "evict", "'films' from worker 0: 91 MB"),
-        Event(1020.0, "resize", "memory budget 400 MB → 200 MB"),
-    ]
-    found = replace(keyed(snapshot, FOUR), rows=[second(at) for at in range(1000, 1061)], events=events)
-    assert [mark.label for mark in marks_of(found)] == ["budget 200 MB"]
-    assert len(marks_of(replace(found, models=[]))) == 4
 
 
 # ---- the slider ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 import xml.etree.ElementTree
 from dataclasses import replace
 
@@ -14,10 +15,11 @@ import kit
 from kit.history import Event
 from kit.load import LoadReport
 from kit.settings import Settings
+from kit.snapshot import SwitchProgress
 from tests.models import Doubling
 from widgets import html, kernels, topology
 from widgets.legend import legend
-from widgets.marks import Mark, marks
+from widgets.marks import Mark, marks, marks_of
 from widgets.memory_plot import MemoryPlot, memory_facts
 from widgets.plots import YOUNG, ThroughputPlot
 from widgets.race import Lap, RacePlot
@@ -125,20 +127,52 @@ def test_names_are_escaped(snapshot):
 def test_marks_of_one_moment_share_a_line():
     events = [
         Event(10, "load", "worker 0 in 0.10 s"),
-        Event(10.1, "switch", "default → large, side by side, 0.20 s"),
+        Event(10.1, "switch", "default → large, side by side, 0.20 s", seconds=0.2),
         Event(20, "death", "worker 0 killed by SIGKILL (…)"),
         Event(20.3, "start", "worker 0 replaced pid 12"),
         Event(30, "death", "host 1 was killed on purpose"),
-        Event(40, "switch", "large → large, side by side, 0.20 s"),
+        Event(40, "switch", "2 → 3 processes, side by side, 0.20 s"),
         Event(45, "cancelled", "switch large → shared, after 0.40 s"),
         Event(50, "evict", "tweets"),
         Event(60, "verify", "the same"),
     ]
     found = marks(events, since=5)
-    labels = ["default → large", "worker 0 died", "host 1 killed", "switch (large)", "switch cancelled", "evict tweets"]
+    labels = [
+        "default → large", "worker 0 died", "host 1 killed", "2 → 3 processes", "switch cancelled", "evict tweets"
+    ]  # fmt: skip
     assert [mark.label for mark in found] == labels
-    assert found[0].time == 10.1
+    assert found[0].time == pytest.approx(9.9)  # where it began
+    assert found[0].band == pytest.approx((9.9, 10.1))
+    assert found[1].band is None
     assert len(marks(events, since=25)) == 4
+
+
+def test_models_that_come_and_go_share_a_band_of_their_own():
+    def of(kind, time, model, seconds=0.0):
+        return Event(time, kind, f"'{model}' at worker 0", model=f"'{model}'", seconds=seconds)
+
+    events = [
+        of("load", 10, "films", 0.5),
+        of("load", 30, "a", 0.2), of("evict", 31, "b"), Event(31.5, "death", "worker 0 killed"), of("load", 32, "c"),
+        of("evict", 33, "d"), of("fail", 34, "e"),
+        of("evict", 50, "films"), of("load", 50.4, "tweets", 0.4),
+    ]  # fmt: skip
+    found = [(mark.time, mark.label, mark.band) for mark in marks(events, since=0)]
+    assert found == [
+        (9.5, "load films", (9.5, 10)),
+        (29.8, "2 loads, 2 evictions, 1 failed load", (29.8, 34)),
+        (31.5, "worker 0 died", None),
+        (50, "evict films, load tweets", (50, 50.4)),
+    ]
+
+
+def test_a_switch_under_way_is_a_band_up_to_now(snapshot):
+    wanted = Settings.make(Doubling(), "large", 2)
+    switching = SwitchProgress(wanted, "starting", 0, 1, 7.0)
+    (mark,) = marks_of(replace(snapshot, switching=switching, events=[]))
+    start, end = mark.band
+    assert (mark.label, mark.time, end - start) == ("to large…", start, pytest.approx(7.0))
+    assert abs(end - time.time()) < 5
 
 
 def test_the_plots_change_with_what_they_show_and_are_transparent(snapshot):

@@ -1,11 +1,18 @@
-"""The marks of a plot over time: which events get one, and what it says."""
+"""The marks of a plot over time: which events get one, and what it says.
+
+A mark stands where something began; what took a while is a band up to its end. Models by key that come and go share
+bands of their own, so that a switch or a death among them keeps its place.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from kit.shorten import counted
 from widgets.html import shortened
 
 if TYPE_CHECKING:
@@ -19,33 +26,56 @@ _WEIGHT = {
     "death": 6, "switch": 5, "update": 5, "resize": 5, "cancelled": 4, "evict": 4, "timeout": 3, "warning": 3,
     "start": 2,
 }  # fmt: skip
+#: What models by key did, as it is counted; the order in which it is told.
+_CHURN = {"load": "load", "evict": "eviction", "fail": "failed load"}
 
 
 class Mark(NamedTuple):
-    """A vertical line with a label: `time` is since the epoch."""
+    """A vertical line with a label, and a band for as long as it took.
+
+    Attributes:
+        time: where the line stands, seconds since the epoch.
+        label: what it says.
+        band: start and end; None for what happened in a moment.
+        churn: whether it is about models by key that came and went.
+    """
 
     time: float
     label: str
+    band: tuple[float, float] | None = None
+    churn: bool = False
 
 
 def marks(events: Sequence[Event], since: float) -> list[Mark]:
     """The events after `since` worth a mark; those of the same moment share one."""
-    found: list[list[Event]] = []
-    for event in events:
-        if event.time < since or event.kind == "verify":
-            continue
-        if found and event.time - found[-1][-1].time < TOGETHER_S:
-            found[-1].append(event)
-        else:
-            found.append([event])
-    return [_mark(group) for group in found]
+    wanted = [event for event in events if event.time >= since and event.kind != "verify"]
+    found = [_mark(group) for group in _groups([event for event in wanted if not event.model])]
+    found += [_churn(group) for group in _groups([event for event in wanted if event.model])]
+    return sorted(found)
 
 
 def marks_of(snapshot: Snapshot) -> list[Mark]:
-    """The marks within a snapshot's seconds; models by key come, fail and go in a timeline of their own."""
-    since = snapshot.rows[0]["time"] if snapshot.rows else math.inf
-    own = {"load", "evict", "fail"} if snapshot.models else set()
-    return marks([event for event in snapshot.events if event.kind not in own], since)
+    """The marks within a snapshot's seconds, and of the switch under way."""
+    found = marks(snapshot.events, snapshot.rows[0]["time"] if snapshot.rows else math.inf)
+    if snapshot.switching is not None and snapshot.rows:
+        now = time.time()
+        before, after = snapshot.settings, snapshot.switching.settings
+        words = f"to {after.mode}…" if before.mode != after.mode else "switching…"
+        began = now - snapshot.switching.seconds
+        found.append(Mark(began, words, (began, now)))
+    return found
+
+
+def _groups(events: Sequence[Event]) -> list[list[Event]]:
+    groups: list[list[Event]] = []
+    end = -math.inf
+    for event in sorted(events, key=lambda event: event.began):
+        if event.began - end < TOGETHER_S:
+            groups[-1].append(event)
+        else:
+            groups.append([event])
+        end = max(end, event.time)
+    return groups
 
 
 def _mark(group: list[Event]) -> Mark:
@@ -57,14 +87,27 @@ def _mark(group: list[Event]) -> Mark:
     switches = [event for event in group if event.kind == "switch"]
     if top.kind == "death" and switches:
         label += f", {_label(switches[-1])}"
-    return Mark(top.time, label)
+    return Mark(top.began, label, _band([top, *switches]))
+
+
+def _churn(group: list[Event]) -> Mark:
+    if len(group) <= 2:
+        label = ", ".join(f"{event.kind} {shortened(event.model.strip(chr(39)), 16)}" for event in group)
+    else:
+        counts = Counter(event.kind for event in group)
+        label = ", ".join(counted(counts[kind], words) for kind, words in _CHURN.items() if counts[kind])
+    return Mark(group[0].began, label, _band(group), churn=True)
+
+
+def _band(events: Sequence[Event]) -> tuple[float, float] | None:
+    start, end = min(event.began for event in events), max(event.time for event in events)
+    return (start, end) if end > start else None
 
 
 def _label(event: Event) -> str:
     words = event.text.split(",")[0]
     if event.kind == "switch":
-        before, _, after = words.partition(" → ")
-        return words if before != after else f"switch ({after})"
+        return words
     if event.kind == "cancelled":
         return f"{words.split()[0]} cancelled"
     if event.kind == "resize":
@@ -80,6 +123,8 @@ def _label(event: Event) -> str:
 
 def rank(found: Sequence[Mark], index: int) -> tuple[int, int]:
     """Whose label is placed first: deaths, then switches and the like, then loads; of these the latest."""
-    label = found[index].label if index < len(found) else ""
-    kind = 0 if any(word in label for word in ("died", "killed", "deaths")) else 2 if label in ("load", "") else 1
-    return kind, -index
+    if index >= len(found):
+        return 3, -index
+    mark = found[index]
+    kind = 0 if any(word in mark.label for word in ("died", "killed", "deaths")) else 1
+    return 2 if mark.churn or mark.label == "load" else kind, -index

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from kit.compare_plot import number
@@ -37,6 +38,8 @@ STEPS_S = 5, 10
 FILLED = 0.6, 0.97
 #: Height of a row of labels above the axes.
 LABEL_PX = 14
+#: In place of a mark that isn't there any more.
+_NOTHING = Mark(0.0, "")
 
 
 class TimePlot:
@@ -51,6 +54,7 @@ class TimePlot:
         self.figure.patch.set_alpha(0)
         self.canvas: Any = FigureCanvasAgg(self.figure)  # matplotlib gives it no types
         self._lines: list[Any] = []
+        self._bands: list[Any] = []
         self._labels: list[Any] = []
         self._timed: list[Any] = []
         self._notes: dict[Any, Any] = {}
@@ -141,6 +145,9 @@ class TimePlot:
             for axes in self._timed:
                 line = axes.axvline(0, color=GREY, linewidth=1, linestyle=(0, (3, 2)), zorder=4)
                 self._lines.append(self.moving(line))
+                band = Rectangle((0, 0), 0, 1, transform=axes.get_xaxis_transform(), color=GREY, alpha=0.16, lw=0)
+                band.set_zorder(1)
+                self._bands.append(self.moving(axes.add_patch(band)))
             text = self._timed[0].text(
                 0, 1, "", transform=self._timed[0].get_xaxis_transform(), fontsize=9, color=GREY, va="bottom"
             )
@@ -150,24 +157,30 @@ class TimePlot:
         taken: list[list[tuple[float, float]]] = [[] for _ in range(self._label_rows())]
         for index in sorted(range(len(self._labels)), key=lambda index: rank(found, index)):
             text = self._labels[index]
-            shown = index < len(found)
-            for line in self._lines[index * len(self._timed) : (index + 1) * len(self._timed)]:
-                line.set_visible(shown and low <= found[index].time)
-                if shown:
-                    line.set_xdata([found[index].time] * 2)
             text.set_visible(False)
-            if not shown or found[index].time < low:
+            mark = found[index] if index < len(found) else _NOTHING
+            if not self._draw_line(index, mark, low):
                 continue
-            width = 7.5 * len(found[index].label)
-            at = (found[index].time - low) * per_s
+            width = 7.5 * len(mark.label)
+            at = max(0.0, mark.time - low) * per_s
             place = _free_place(taken, at, width, self._timed[0].bbox.width)
             if place is not None:
                 row, x = place
                 taken[row].append((x, x + width + 6))
-                text.set(
-                    x=low + x / per_s, y=1.01 + row * LABEL_PX / self._timed[0].bbox.height, text=found[index].label
-                )
+                text.set(x=low + x / per_s, y=1.01 + row * LABEL_PX / self._timed[0].bbox.height, text=mark.label)
                 text.set_visible(True)
+
+    def _draw_line(self, index: int, mark: Mark, low: float) -> bool:
+        """Line and band of a mark in all axes; whether any of it is right of `low`, where they begin."""
+        start, end = mark.band or (mark.time, mark.time)
+        start = max(start, low)
+        drawn = slice(index * len(self._timed), (index + 1) * len(self._timed))
+        for line, band in zip(self._lines[drawn], self._bands[drawn], strict=True):
+            line.set_visible(low <= mark.time)
+            line.set_xdata([mark.time] * 2)
+            band.set_visible(start < end)
+            band.set_bounds(start, 0, end - start, 1)
+        return low <= max(mark.time, end)
 
     def _label_rows(self) -> int:
         return int((self.figure.bbox.height - self._timed[0].bbox.y1) // LABEL_PX)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 from kit import errors
@@ -19,7 +19,7 @@ def pack(snapshot: Snapshot, allow_pickle: bool) -> dict[str, Any]:
     found["settings"] = asdict(snapshot.settings)
     found["batching"] = without_functions(snapshot.batching)
     found["counters"] = dict(snapshot.counters)
-    found["events"] = [[event.time, event.kind, event.text, event.pid, event.mode] for event in snapshot.events]
+    found["events"] = [list(astuple(event)) for event in snapshot.events]
     found["latest"] = {name: value for name, value in dict(snapshot.latest).items() if _travels(value, allow_pickle)}
     found["sample"] = snapshot.sample if _travels(snapshot.sample, allow_pickle) else []
     found["models"] = rows_that_travel(snapshot.models, allow_pickle)

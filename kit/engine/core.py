@@ -86,7 +86,8 @@ class Engine:
             began = time.monotonic()
             self.forkserver.wait_ready()
             self._run(self.topology, sample)
-            self.event("start", f"mode {self.settings.mode} in {time.monotonic() - began:.2f} s")
+            seconds = time.monotonic() - began
+            self.event("start", f"mode {self.settings.mode} in {seconds:.2f} s", seconds=seconds)
             self._publish(self.topology)
         except BaseException:
             self.close()
@@ -135,14 +136,17 @@ class Engine:
             budget = settings.memory_budget
             together = (old.settings.copies + settings.copies_at_start) * (model_bytes or 0)
             drain_first = budget is not None and together > budget
+            change = old.settings.change_in_words(settings, batching=handler is not None)
+            if event == "update":
+                change = settings.mode
             began = time.monotonic()
             self.switching = (new, began)
             try:
                 (self._switch_drained if drain_first else self._switch_side_by_side)(old, new, new_handler)
             except errors.SwitchCancelled:
                 if self.dispatcher.closed is None:
-                    seconds = f"{time.monotonic() - began:.2f} s"
-                    self.event("cancelled", f"{event} {old.settings.mode} → {settings.mode}, after {seconds}")
+                    seconds = time.monotonic() - began
+                    self.event("cancelled", f"{event} {change}, after {seconds:.2f} s", seconds=seconds)
                 raise
             finally:
                 self.switching = None
@@ -152,8 +156,8 @@ class Engine:
                 "from": old.settings.mode,
                 "to": settings.mode,
             }
-            seconds = f"{self.last_switch['seconds']:.2f} s"
-            self.event(event, f"{old.settings.mode} → {settings.mode}, {self.last_switch['policy']}, {seconds}")
+            seconds = self.last_switch["seconds"]
+            self.event(event, f"{change}, {self.last_switch['policy']}, {seconds:.2f} s", seconds=seconds)
 
     def _switch_side_by_side(self, old: Topology, new: Topology, handler: Any) -> None:
         self._run(new, self._sample())
@@ -205,9 +209,9 @@ class Engine:
 
     # ---- watching ----------------------------------------------------------------------------
 
-    def event(self, kind: str, text: str, pid: int | None = None) -> None:
+    def event(self, kind: str, text: str, pid: int | None = None, seconds: float = 0.0, model: str = "") -> None:
         """Note something for the history."""
-        self.history.event(kind, text, pid, mode=self.settings.mode)
+        self.history.event(kind, text, pid, mode=self.settings.mode, seconds=seconds, model=model)
 
     def may_replace(self, process: Process) -> bool:
         """Count a death; False once there were too many, which ends the deployment with an error."""

@@ -6,8 +6,8 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from kit.engine.packing import pack
+from kit.settings import budget_in_words
 from kit.shorten import counted
-from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
     from kit.engine.core import Engine
@@ -25,7 +25,8 @@ def resize(engine: Engine, settings: Settings) -> None:
         engine.places.resize(engine.handler, settings)
         before, engine.settings = engine.settings, settings
         engine.topology.settings = settings
-    engine.event("resize", f"memory budget {_words(before.memory_budget)} → {_words(settings.memory_budget)}")
+    budgets = budget_in_words(before.memory_budget), budget_in_words(settings.memory_budget)
+    engine.event("resize", f"memory budget {' → '.join(budgets)}")
 
 
 def update_models(engine: Engine, mappings: Any) -> None:
@@ -46,7 +47,3 @@ def update_models(engine: Engine, mappings: Any) -> None:
         engine.places.forget(gone)
     engine.dispatcher.pump()
     engine.event("update", f"{counted(len(gone), 'model')} by key replaced")
-
-
-def _words(budget: int | None) -> str:
-    return "none" if budget is None else format_bytes(budget)

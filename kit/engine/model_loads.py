@@ -64,6 +64,8 @@ class ModelLoads:
                 "load",
                 f"{place.model!r} at {resident.where}: {format_bytes(resident.size_bytes)} in {resident.load_s:.2f} s",
                 resident.pid,
+                resident.load_s,
+                repr(place.model),
             )
             return Loaded(
                 resident, resident.load_s or time.monotonic() - began, resident.size_bytes, resident.mapped, 0
@@ -79,7 +81,8 @@ class ModelLoads:
             words = f"loading the model of {place.model!r} failed: {error.args[0]}"
             error = errors.ModelLoadFailed(words, error.remote_traceback)
         if not isinstance(error, errors.SwitchCancelled):  # the next topology loads it
-            self._places.engine.event("fail", f"{place.model!r}: {error.args[0]}")
+            words = f"{place.model!r}: {error.args[0]}"
+            self._places.engine.event("fail", words, model=repr(place.model))
         return error
 
     def _bring(self, place: Place) -> Resident:
@@ -154,7 +157,7 @@ class ModelLoads:
             where = resident.where
             resident.close()
             words = f"{resident.place.model!r} from {where}: {format_bytes(resident.size_bytes)}"
-            self._places.engine.event("evict", words)
+            self._places.engine.event("evict", words, model=repr(resident.place.model))
         residents.clear()
         answers = [home.ask(UNLOAD_MODEL, numbers) for home, numbers in gone.items() if home.alive]
         for answer in answers:

@@ -142,7 +142,8 @@ class Topology:
                 self.note_weights(value)
             if "load_s" in value:
                 self.load_s = value["load_s"]
-                self.engine.event("load", f"{process.name} in {value['load_s']:.2f} s", process.pid)
+                words = f"{process.name} in {value['load_s']:.2f} s"
+                self.engine.event("load", words, process.pid, value["load_s"])
 
     def note_weights(self, report: dict[str, Any]) -> None:
         """Remember what one copy of the model weighs, as the process that loaded it has reported."""
