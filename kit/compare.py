@@ -51,7 +51,7 @@ def compare(
             the line in the picture and what `best` goes by, unless they are given another.
         progress: show a progress bar.
         seconds: least time of each measurement; each repeat has three (warm-up, throughput, latency).
-        on_progress: called after each measurement with (done, total, what was measured).
+        on_progress: called as each measurement begins and ends with (done, total, what is measured).
         cancel: a `kit.compare_cancel.Cancel`, whose ``cancel()`` ends the comparison from another thread.
 
     Returns:
@@ -85,8 +85,8 @@ def compare(
         _name(contenders)
         with progress_bar(len(contenders) * repeats, "compare", "measurements", enabled=show) as bar:
 
-            def step(label: str) -> None:
-                bar.update(1)
+            def step(done: int, label: str) -> None:
+                bar.update(done)
                 if on_progress is not None:
                     on_progress(bar.n, len(contenders) * repeats, label)
 

@@ -90,13 +90,13 @@ def measure(
     contenders: Sequence[Contender],
     repeats: int,
     seconds: float,
-    step: Callable[[str], None] = lambda label: None,
+    step: Callable[[int, str], None] = lambda done, label: None,
     cancel: Cancel | None = None,
 ) -> None:
     """Measure each contender `repeats` times, in rounds, every other round in reverse order.
 
-    `step` is called with the label after each measurement, and for each that fails at once for all
-    that it would have been called for.
+    `step` is called with 0 and the label as each is started, and with the number of measurements done after each:
+    for one that fails, all that it would have had.
 
     Raises:
         InvalidSetting: a contender's settings can't work. Other errors of ours become notes.
@@ -110,18 +110,18 @@ def measure(
             if result.error is not None or missing <= repeats - number - 1:
                 continue
             cancel.check()
+            step(0, result.label)
             try:
                 with _started(contender, cancel) as served:
                     expensive = result.starts_s[-1] - contender.prepared_s > CHEAP_START_S
                     for _ in range(missing if expensive else 1):
                         _measure_once(served, result, seconds)
-                        step(result.label)
+                        step(1, result.label)
             except InvalidSetting:
                 raise
             except KitError as error:
                 result.note, result.error = str(error.args[0]), error
-                for _ in range(repeats - len(result.throughputs)):
-                    step(result.label)
+                step(repeats - len(result.throughputs), result.label)
 
 
 @contextmanager

@@ -67,13 +67,13 @@ def fake(name: str, diary: list[str], make: Any = None) -> Contender:
 def test_cheap_modes_are_measured_in_rounds_each_time_in_fresh_processes() -> None:
     diary: list[str] = []
     contenders = [fake("a", diary), fake("b", diary)]
-    steps: list[str] = []
-    measure(contenders, 3, 0.1, steps.append)
+    steps: list[tuple[int, str]] = []
+    measure(contenders, 3, 0.1, lambda done, label: steps.append((done, label)))
     once = [["start", "warm-up", "measure", "close"]] * 3
     for name in "ab":
         assert [line.split()[1] for line in diary if line[0] == name] == [word for words in once for word in words]
     assert [line[0] for line in diary if line.endswith("measure")] == ["a", "b", "b", "a", "a", "b"]
-    assert steps == ["a", "b", "b", "a", "a", "b"]
+    assert steps == [(done, label) for label in "abbaab" for done in (0, 1)]
     result = contenders[0].result
     assert result.throughputs == [100.0] * 3
     assert (result.throughput, result.spread) == (100.0, 0.0)
@@ -110,14 +110,14 @@ def test_a_mode_that_cannot_run_has_a_note_and_the_others_go_on() -> None:
         raise BudgetExceeded("2 × 400 MB don't fit 512 MB.")
 
     contenders = [fake("a", diary), fake("b", diary, refuse)]
-    steps: list[str] = []
-    measure(contenders, 3, 0.1, steps.append)
+    steps: list[int] = []
+    measure(contenders, 3, 0.1, lambda done, label: steps.append(done))
     refused = contenders[1].result
     assert not refused.measured
     assert refused.note == "2 × 400 MB don't fit 512 MB."
     assert np.isnan(refused.throughput)
     assert len(contenders[0].result.throughputs) == 3
-    assert len(steps) == 6
+    assert sum(steps) == 6
 
 
 def test_everything_is_closed_when_a_measurement_is_interrupted() -> None:

@@ -21,6 +21,7 @@ from tests.test_widgets_pictures import second, snapshot  # noqa: F401 - a fixtu
 from tests.widgets_helpers import until
 from widgets import ServingPanel, model_rows, model_table, slots, topology
 from widgets.budget import BudgetMoves
+from widgets.marks import marks_of
 from widgets.memory_plot import memory_facts
 from widgets.model_log import ModelLog
 from widgets.model_timeline import ModelTimeline
@@ -283,6 +284,15 @@ def test_nothing_is_said_of_a_time_without_a_look():
     assert log.spans(model("new")) == [(160, 161, "resident")]
 
 
+def test_while_nothing_changes_no_look_is_needed():
+    log = ModelLog(1000)
+    log.note(100.0, [model("a")])
+    for at in range(101, 160):
+        log.still(float(at))
+    log.note(160.0, [model("a", state="evicted", evictions=1)])
+    assert log.spans(model("a"))[0] == (100, 160, "resident")
+
+
 def test_old_states_are_forgotten():
     log = ModelLog(10)
     for at in range(400):
@@ -424,6 +434,9 @@ def test_the_panel_shows_the_models_of_a_deployment(six_models, panel):
     until(lambda: held(panel) == 3, "the models that fit, in their slots")
     assert "6 models by key, 3 loaded: 3 of 3.2 MB" in panel.text()
     assert view.table.value.count('scope="row"') == 6
+    assert panel._view.controls.budget.placeholder == "3.2 MB, the handler's"
+    until(lambda: marks_of(six_models.snapshot()), "a row, and with it the marks")
+    assert any("6 loads, 3 evictions" in mark.label for mark in marks_of(six_models.snapshot()))
     states = {span.state for row in six_models.models().to_dict("records") for span in panel._redraw._models.spans(row)}
     assert {"resident", "evicted"} <= states
     assert Image.open(io.BytesIO(panel.png())).height > 540 + 6 * 17

@@ -9,6 +9,7 @@ import ipywidgets as widgets
 from kit.comparison import Comparison
 from kit.settings import MODES
 from widgets.html import shortened
+from widgets.image import image
 from widgets.progress import Progress
 from widgets.race import Lap, RacePlot, summary
 
@@ -42,12 +43,13 @@ class CompareTab:
         )  # fmt: skip
         self.race = widgets.Button(description="Race")
         self.race_progress = Progress("race", cancel_race)
-        self.race_picture = widgets.Image(format="png", value=b"", layout={"display": "none", "max_width": "100%"})
+        self.race_picture = image("kit-race", "Throughput and memory of both modes; the numbers stand below it")
+        self.race_picture.layout.display = "none"
         self.race_words = widgets.HTML("")
         self._plot = RacePlot()
         for button, action in ((self.compare, compare), (self.use, use_best), (self.race, race)):
             button.on_click(lambda _, action=action: action())
-        hint = "Measures each mode in fresh processes of its own, beside the deployment; the load is stopped first."
+        hint = "Measures each mode in fresh processes of its own, beside the deployment; the load rests meanwhile."
         self.box = widgets.VBox(
             [
                 widgets.HTML(f'<div class="kit-hint">{hint}</div>'),
@@ -67,7 +69,6 @@ class CompareTab:
         )
         self.box.add_class("kit-compare")
         self.result.add_class("kit-comparison")
-        self.race_picture.add_class("kit-race")
         self.race_words.add_class("kit-race-words")
 
     @property

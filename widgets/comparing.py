@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,7 +29,7 @@ class Comparing:
 
     Args:
         tab: shows the results.
-        load: is stopped before anything is measured.
+        load: rests while anything is measured.
         served: gives the deployment, or raises.
         examples: gives what to send.
         steps: told of progress.
@@ -82,24 +83,26 @@ class Comparing:
         deployment = self._served()
         handler, settings = deployment.handler, deployment.settings
         del deployment  # it may be dropped meanwhile
-        self._load.stop()
         given = {"processes": settings.processes, "threads": settings.threads, "repeats": 2, **options}
         wanted = self._tab.chosen_modes if modes is None else modes
         if isinstance(wanted, (list, tuple)):  # what else there is, `compare` refuses in words
             # The deployment's budget is for copies of the model, the comparison's for all memory.
             wanted = [_within(mode, settings.memory_budget) for mode in wanted]
-        with self._steps.under_way("compare"):
+        with self._resting(), self._steps.under_way("compare"):
             self._comparison = compare(
                 handler,
                 self._examples(),
                 wanted,
                 progress=False,
-                on_progress=lambda done, all_, label: self._steps.note("compare", done, all_, f"{label} measured"),
+                on_progress=lambda done, all_, label: self._steps.note("compare", done, all_, f"measuring {label}"),
                 cancel=cancel,
                 **given,
             )
         self._tab.show(self._comparison)
         return self._comparison
+
+    def _resting(self) -> AbstractContextManager[None]:
+        return self._load.resting(lambda: self._served().settings)
 
     def best(self) -> dict[str, Any]:
         """The settings that the last comparison found best.
@@ -118,8 +121,7 @@ class Comparing:
         """Serve in two modes in turn; None takes what the controls say."""
         tab = self._tab
         modes = [first or tab.first.value, second or tab.second.value]
-        self._load.stop()
-        with self._steps.under_way("race"):
+        with self._resting(), self._steps.under_way("race"):
             step = partial(self._steps.note, "race")
             given = tab.seconds.value if seconds is None else seconds
             laps = race(self._served(), modes, self._examples(), given, stop, step)

@@ -44,20 +44,14 @@ class Controls:
             layout={"width": "max-content"},
         )
         self.numbers = {
-            name: widgets.BoundedIntText(
-                description=words,
-                min=0 if name in _BATCHING else 1,
-                max=most,
-                style=_STYLE,
-                layout={"width": "215px"},
-            )
-            for name, (words, most) in _NUMBERS.items()
+            # Not a bounded one: it would make another number of what was typed, without a word.
+            name: widgets.IntText(description=words, style=_STYLE, layout={"width": "215px"})
+            for name, (words, _) in _NUMBERS.items()
         }
         self.numbers["max_batch_size"].tooltip = "Examples a batch at most; 0 lets the kit find the best size"
         self.numbers["max_batch_tokens"].tooltip = "Padded tokens a batch at most; 0 for no limit"
         self.budget = widgets.Text(
             description="Memory budget",
-            placeholder="none, or 2GiB",
             continuous_update=False,
             style=_STYLE,
             layout={"width": "250px"},
@@ -78,8 +72,12 @@ class Controls:
         """Copies can be chosen in mode medium only."""
         self.numbers["model_copies"].disabled = self.mode.value != "medium"
 
-    def show(self, settings: Settings, batching: Mapping[str, Any]) -> None:
-        """Set the form to what is served; what was chosen since it showed that before, and not applied, stays."""
+    def show(self, settings: Settings, batching: Mapping[str, Any], own_budget: int | None = None) -> None:
+        """Set the form to what is served; what was chosen since it showed that before, and not applied, stays.
+
+        `own_budget` is the handler's, which holds where no other is given.
+        """
+        self.budget.placeholder = f"{format_bytes(own_budget)}, the handler's" if own_budget else "none, or 2GiB"
         served = {
             "mode": settings.mode,
             "processes": settings.processes,
@@ -119,7 +117,10 @@ class Controls:
             self._showing = False
 
     def wanted(self, now: Settings, batching: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments for `Deployment.switch` that lead from what is served to what the form says; empty when equal."""
+        """Arguments for `Deployment.switch` that lead from what is served to what the form says; empty when equal.
+
+        Not checked: see `check`.
+        """
         numbers = {name: control.value for name, control in self.numbers.items()}
         found: dict[str, Any] = {}
         if self.mode.value != now.mode:
@@ -136,6 +137,12 @@ class Controls:
         if changed:
             found["batching"] = changed
         return found
+
+    def check(self) -> None:
+        """Raise InvalidSetting for a number that can't be."""
+        for name, control in self.numbers.items():
+            if not control.disabled:
+                _checked(name, control.value)
 
     def disable(self, disabled: bool) -> None:
         """While something else decides about the settings."""

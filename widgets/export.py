@@ -44,7 +44,8 @@ def python_code(handler: Any, settings: Settings, examples: Any = None) -> str:
 
 def beam_code(handler: Any, settings: Settings, examples: Any = None) -> str:
     """A Beam pipeline with the same handler, sharing its model as these settings do, on the first of `examples`."""
-    sharing: dict[str, Any] = {"large_model": settings.mode in ("large", "shared"), "model_copies": None}
+    in_shared = settings.mode == "shared"
+    sharing: dict[str, Any] = {"large_model": settings.mode == "large" or in_shared, "model_copies": None}
     if settings.mode == "medium":
         sharing["model_copies"] = settings.model_copies
     imports, lines = _handler_lines(handler, sharing)
@@ -55,7 +56,8 @@ def beam_code(handler: Any, settings: Settings, examples: Any = None) -> str:
             "",
             *lines,
             *_example_lines(examples),
-            f"# Here {settings.workers_in_words}; in Beam the runner decides.",
+            f"# Here mode {settings.mode}, {settings.workers_in_words}; in Beam the runner decides on processes.",
+            *(["# Beam has no mode shared: large_model keeps one copy a machine too, in one process."] * in_shared),
             "with beam.Pipeline() as pipeline:",
             "    (",
             "        pipeline",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kit.deployment import Deployment
@@ -54,8 +55,9 @@ class SharedLoad:
 
     def __init__(self, deployment: Deployment) -> None:
         self._weak = WeakDeployment(deployment)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._generator: LoadGenerator | None = None
+        self._examples: Sequence[Any] = ()
         self._users = 0
 
     def join(self) -> None:
@@ -86,7 +88,20 @@ class SharedLoad:
                     "the load has no examples to send: make the panel with ServingPanel(deployment, examples=...), or "
                     "predict something first."
                 )
+            self._examples = examples
             self._generator = LoadGenerator(self._weak, examples, rate, clients=clients_of(settings)).start()
+
+    @contextmanager
+    def resting(self, settings: Callable[[], Settings]) -> Iterator[None]:
+        """Within it nothing is sent; afterwards what was sent before goes on, unless no panel is left."""
+        ran, rate = self.running, self.rate
+        self.stop()
+        try:
+            yield
+        finally:
+            with self._lock, suppress(DeploymentClosed):
+                if ran and self._users > 0:
+                    self.start(self._examples, rate, settings())
 
     def follow(self, settings: Settings) -> None:
         """Send as many requests at once as these settings take."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Events closer than this share a mark, seconds.
 TOGETHER_S = 2.0
+#: A row of figures tells of the time before it, seconds.
+ROW_S = 1.0
 #: Which event of several names their mark.
 _WEIGHT = {
     "death": 6, "switch": 5, "update": 5, "resize": 5, "cancelled": 4, "evict": 4, "timeout": 3, "warning": 3,
@@ -56,7 +58,7 @@ def marks(events: Sequence[Event], since: float) -> list[Mark]:
 
 def marks_of(snapshot: Snapshot) -> list[Mark]:
     """The marks within a snapshot's seconds, and of the switch under way."""
-    found = marks(snapshot.events, snapshot.rows[0]["time"] if snapshot.rows else math.inf)
+    found = marks(snapshot.events, snapshot.rows[0]["time"] - ROW_S if snapshot.rows else math.inf)
     if snapshot.switching is not None and snapshot.rows:
         now = time.time()
         before, after = snapshot.settings, snapshot.switching.settings

@@ -140,8 +140,10 @@ class MemoryPlot(TimePlot):
             level, top, words = self._levels[name]
             beyond = level >= top
             step = 0.075 * top
-            y = top - step * (inside + 1) if beyond else level
             inside += beyond and bool(words)
+            y = top - step * inside if beyond else level
+            if not beyond and level > 0.8 * top:  # leave the upper edge to those beyond it
+                y -= step
             text.set(position=(low + 0.01 * (high - low), y), text=words + " ↑" * beyond)
             text.set_visible(bool(words) and shown)
 

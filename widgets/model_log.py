@@ -61,6 +61,11 @@ class ModelLog:
                 changes.popleft()
         self._looked = now
 
+    def still(self, now: float) -> None:
+        """Nothing has changed since the last look, `now` seconds since the epoch."""
+        if self._looked is not None:
+            self._looked = max(self._looked, now)
+
     def _between(
         self,
         changes: deque[tuple[float, str]],

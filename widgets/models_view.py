@@ -10,6 +10,7 @@ import ipywidgets as widgets
 
 from widgets import model_rows, model_table
 from widgets.html import facts
+from widgets.image import image
 from widgets.model_log import ModelLog
 from widgets.model_rows import COLOURS, SHOWN
 from widgets.model_timeline import ModelTimeline
@@ -32,8 +33,9 @@ class ModelsView:
         self._showing = False
         self._shown_budget: object = ()
         self._plot: ModelTimeline | None = None
-        self.timeline = widgets.Image(format="png", layout={"max_width": "100%"})
-        self.timeline.add_class("kit-model-timeline")
+        self.timeline = image(
+            "kit-model-timeline", "When each model was loaded, a row a model; the numbers stand beside and below it"
+        )
         self.facts = _html("kit-model-facts")
         self.table = _html("kit-model-table")
         self.slider = widgets.FloatSlider(

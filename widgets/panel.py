@@ -214,6 +214,7 @@ class ServingPanel:
     def _apply(self) -> None:
         deployment = self._served_one()
         wanted = self._redraw.wanted(deployment)
+        self._view.controls.check()
         if wanted:
             deployment.switch(**wanted)
 

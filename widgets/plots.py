@@ -131,8 +131,8 @@ class TimePlot:
             most = max(1, min(6, int(axes.bbox.width / CLOCK_PX)))
             step = next(step for step in (10, 15, 30, 60, 120, 300, 900, 3600) if span / step <= most or step == 3600)
             ticks = [tick * step for tick in range(math.ceil(start / step), math.floor(last / step) + 1)]
-            # The others stand above the lowest; later, a name would be cut off.
-            latest = last - 16 * span / axes.bbox.width if axes.get_position().y0 == lowest else start
+            # Named below the lowest only; later, a name would be cut off.
+            latest = last - 16 * span / axes.bbox.width if axes.get_position().y0 == lowest else -math.inf
             names = [time.strftime("%H:%M:%S", time.localtime(tick)) if tick <= latest else "" for tick in ticks]
             axes.set_xlim(start, last)
             axes.set_xticks(ticks, names)

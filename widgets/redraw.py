@@ -64,6 +64,7 @@ class Redraw:
         self._pulse: tuple[Any, ...] = ()
         self._looks = 0  # since something happened
         self._failed_at_close = 0
+        self._closed_words = ""
 
     # ---- as text and picture ---------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ class Redraw:
         """What was drawn last, in lines of text."""
         if self._last is None:
             return "nothing was drawn yet"
-        return self._view.text(self._last, self._failed_at_close)
+        return self._closed_words + self._view.text(self._last, self._failed_at_close)
 
     def png(self) -> bytes:
         """The plots as drawn last, one PNG."""
@@ -87,10 +88,13 @@ class Redraw:
         if pulse != self._pulse:
             self._pulse, self._looks = pulse, 0
             self._load.follow(deployment.settings)
+        elif self._last is not None:
+            self._models.still(time.time())
         self._looks += 1
         if self.seen and not self._view.root._view_count:
             if self._looks <= LOOKS:  # for the static twin's sake
                 self._last = deployment.snapshot(self._seconds)
+                self._models.note(time.time(), self._last.models)
         elif self._looks <= LOOKS or self._twin_due:
             self.draw(deployment, only_changes=True)
 
@@ -115,7 +119,7 @@ class Redraw:
         served = (snapshot.settings, tuple(sorted(snapshot.batching.items(), key=lambda item: item[0])))
         if served != self._served:
             self._served = served
-            self._view.controls.show(snapshot.settings, snapshot.batching)
+            self._view.controls.show(snapshot.settings, snapshot.batching, snapshot.models_budget)
             writers = (export.python_code, export.beam_code)
             self._view.show_code(*(write(deployment.handler, snapshot.settings, self._examples) for write in writers))
         wanted = self.wanted(deployment)
@@ -124,10 +128,10 @@ class Redraw:
         changed = _changing(snapshot), self._memory_of(snapshot), own
         if not (only_changes and changed == self._drawn):
             self._drawn, self._last = changed, snapshot
-            chosen, words = self._choice(deployment, wanted, snapshot)
+            chosen, words, can_be = self._choice(deployment, wanted, snapshot)
             predicted = snapshot.predict_memory(chosen) if chosen is not None else None
             self._view.hint.value = f'<div role="status">{words}</div>' if words else ""
-            self._view.apply.disabled = not wanted or snapshot.switching is not None
+            self._view.apply.disabled = not can_be or snapshot.switching is not None
             self._view.draw(snapshot, chosen, predicted, self._load, self._models)
             self._view.show_errors(self.errors)
             self._draw_progress()
@@ -139,6 +143,8 @@ class Redraw:
     def end(self, deployment: Deployment | None) -> None:
         """Leave the twin as it was at the very end; of a closed deployment, with the processes that were seen last."""
         last = self._last
+        if deployment is not None and deployment.closed:
+            self._closed_words = _why_closed(deployment)
         if not self.twin.shown:
             return
         if deployment is not None and last is not None:
@@ -163,22 +169,23 @@ class Redraw:
 
     def _choice(
         self, deployment: Deployment, wanted: Mapping[str, Any], snapshot: Snapshot
-    ) -> tuple[Settings | None, str]:
-        """The settings that are chosen and not applied, and what is to be said about them."""
+    ) -> tuple[Settings | None, str, bool]:
+        """The settings that are chosen and not applied, what is to be said about them, whether they can be applied."""
         if not wanted:
-            return None, ""
+            return None, "", False
         try:
+            self._view.controls.check()
             chosen = deployment.settings_for(**{name: value for name, value in wanted.items() if name != "batching"})
         except KitError as error:
-            return None, f"Can't be applied: {escape(str(error.args[0]))}"
+            return None, f"Can't be applied: {escape(str(error.args[0]))}", False
         try:
             chosen.check_budget(snapshot.model_bytes)
         except KitError as error:
-            return chosen, f"Can't be applied: {escape(str(error.args[0]))}"
+            return chosen, f"Can't be applied: {escape(str(error.args[0]))}", False
         total = format_bytes(snapshot.predict_memory(chosen)["pss_bytes"])
         under_way = snapshot.switching is not None and snapshot.switching.settings == chosen
         state = "Being applied" if under_way else "Chosen, not applied yet"
-        return chosen, escape(f"{state}: {chosen.mode}, {chosen.copies_in_words}, about {total} in all.")
+        return chosen, escape(f"{state}: {chosen.mode}, {chosen.copies_in_words}, about {total} in all."), True
 
     def _draw_progress(self) -> None:
         tab = self._view.comparing
@@ -192,6 +199,15 @@ class Redraw:
                 bar.show(*self.steps.now.get(what, (0, 1, "starting")))
             else:
                 bar.hide(self.steps.ended.get(what, ""))
+
+
+def _why_closed(deployment: Deployment) -> str:
+    """A line that says it."""
+    try:
+        deployment.raise_if_closed()
+    except KitError as error:
+        return f"{error.args[0]}\n"
+    return ""
 
 
 def _changing(snapshot: Snapshot) -> tuple[Any, ...]:

@@ -13,6 +13,8 @@ from widgets.model_rows import Row
 #: Slots drawn one by one; what is more shares the last.
 MOST = 24
 HEIGHT = 44
+#: Width of a letter of the words below, about.
+LETTER = 5.9
 SLOT = 26
 
 
@@ -47,9 +49,12 @@ def draw(rows: Sequence[Row], room: float, budget: int | None, x: float, y: floa
         title = f"{model_rows.name(row, 60)}: {'loading, ' if filling else ''}{known}"
         parts.append(_slot(left, y, wide, model_rows.name(row, 20), title, filling=filling))
         left += wide
+    said = words(rows, budget)
+    # Squeezed where they would leave the box.
+    fit = f' textLength="{width:.0f}" lengthAdjust="spacingAndGlyphs"' if len(said) * LETTER > width else ""
     parts.append(
-        f'<text x="{x + width / 2:.0f}" y="{y + 40}" font-size="11" fill="currentColor" text-anchor="middle">'
-        f"{escape(words(rows, budget))}</text>"
+        f'<text x="{x + width / 2:.0f}" y="{y + 40}" font-size="11" fill="currentColor" text-anchor="middle"{fit}>'
+        f"{escape(said)}</text>"
     )
     return "".join(parts)
 

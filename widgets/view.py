@@ -15,6 +15,7 @@ from widgets import answers, kernels, model_rows, topology
 from widgets.compare_tab import CompareTab
 from widgets.controls import Controls
 from widgets.html import PURPLE, ROLES, facts, folded
+from widgets.image import image
 from widgets.legend import legend
 from widgets.memory_plot import MemoryPlot, memory_facts
 from widgets.model_log import ModelLog
@@ -83,7 +84,8 @@ class View:
         self.kill_worker = _button("Kill worker 0", lambda: actions.kill("worker"), style="danger")
         self.kill_host = _button("Kill host 0", lambda: actions.kill("host"), style="danger")
         self.failed = _html("kit-failed")
-        self.memory, self.throughput = _image("kit-memory"), _image("kit-throughput")
+        self.memory = image("kit-memory", "Memory over time, by what it holds; the numbers stand beside it")
+        self.throughput = image("kit-throughput", "Throughput and latency over time; the numbers stand beside it")
         self.memory_facts, self.throughput_facts = _html("kit-memory-text"), _html("kit-throughput-text")
         self.models = ModelsView(actions._budget_moved)
         self.answers = _html("kit-answers")
@@ -248,12 +250,6 @@ def _close(widget: Any) -> None:
 
 def _html(name: str) -> Any:
     widget = widgets.HTML("", layout={"max_width": "100%"})
-    widget.add_class(name)
-    return widget
-
-
-def _image(name: str) -> Any:
-    widget = widgets.Image(format="png", layout={"max_width": "100%"})
     widget.add_class(name)
     return widget
 
