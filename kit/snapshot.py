@@ -86,11 +86,13 @@ class Snapshot:
         now = self.rows[-1] if self.rows else {}
         serving = [row for row in self.processes if row["role"] in ("worker", "host")]
         wanted = settings.processes + (settings.model_copies if settings.remote else 0)
-        in_shared, model = settings.mode == "shared", self.model_bytes or 0
+        in_shared, model, mapped = settings.mode == "shared", self.model_bytes or 0, self.mapped_bytes
+        if mapped and self.settings.mode != "shared" and self.rows:
+            mapped = min(mapped, int(now.get("weights_shared_bytes") or mapped))  # others may bear a part of it
         found = {
             "libraries_bytes": int(now.get("libraries_bytes", 0)),
             "weights_private_bytes": 0 if in_shared else settings.copies * (model - self.mapped_bytes),
-            "weights_shared_bytes": model if in_shared else self.mapped_bytes,
+            "weights_shared_bytes": model if in_shared else mapped,
             "working_bytes": int(now.get("working_bytes", 0) / max(1, len(serving)) * wanted),
         }
         return {**found, "pss_bytes": sum(found.values())}

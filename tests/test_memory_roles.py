@@ -84,6 +84,18 @@ def test_the_parts_add_up_and_a_mapped_file_counts_once(path, mode):
         assert four["weights_private_bytes"] + four["weights_shared_bytes"] == pytest.approx(SIZE, rel=0.05)
 
 
+def test_a_file_that_others_map_too_counts_for_the_part_that_is_not_theirs(path):
+    layers = load_file(path)  # this process is another
+    assert sum(float(layer.sum()) for layer in layers.values()) != 0
+    with kit.deploy(FromFile(path), mode="large", processes=1) as deployment:
+        found = settled(deployment)
+        assert sum(found[part] for part in PARTS) == found["pss_bytes"]
+        assert found["weights_shared_bytes"] == pytest.approx(SIZE / 2, rel=0.1)
+        assert found["working_bytes"] > 0
+        same = deployment.snapshot(60).predict_memory(deployment.settings)
+        assert same["weights_shared_bytes"] == found["weights_shared_bytes"]
+
+
 def test_weights_that_were_written_to_are_a_copy_a_process(path):
     with kit.deploy(FromFile(path, write=True), processes=2) as deployment:
         found = settled(deployment)

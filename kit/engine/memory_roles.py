@@ -45,12 +45,18 @@ def written_to(report: Report, written: int) -> Report:
     return {**report, "mapped": mapped, "private_bytes": weights_of(report)[0] + written - left}
 
 
-def by_role(processes: Iterable[tuple[Report, ProcessMemory]], forkserver: ProcessMemory | None) -> dict[str, int]:
+def by_role(
+    processes: Iterable[tuple[Report, ProcessMemory]],
+    forkserver: ProcessMemory | None,
+    outsiders: Mapping[File, float] | None = None,
+) -> dict[str, int]:
     """PSS of processes by what it holds; the parts add up to ``pss_bytes``.
 
-    A mapped file counts once, however many map it. Libraries are what processes share but for that (the fork
-    server's pages above all); working memory is what remains.
+    A mapped file counts once, however many map it; where `outsiders` do too, it counts for the part that isn't
+    theirs. Libraries are what processes share but for that (the fork server's pages above all); working memory is
+    what remains.
     """
+    outsiders = outsiders or {}
     pss = private = common = 0
     files: dict[File, int] = {}
     mappers: Counter[File] = Counter()
@@ -65,10 +71,12 @@ def by_role(processes: Iterable[tuple[Report, ProcessMemory]], forkserver: Proce
     if forkserver is not None:
         pss += forkserver.pss_bytes
         common += forkserver.pss_bytes
+    for file, size in files.items():
+        files[file] = int(size * mappers[file] / (mappers[file] + outsiders.get(file, 0.0)))
     private = min(private, pss)
     shared = min(sum(files.values()), pss - private)
     # The pages of a file's only mapper are no common ones.
-    common -= sum(size for file, size in files.items() if mappers[file] > 1)
+    common -= sum(size for file, size in files.items() if mappers[file] + outsiders.get(file, 0.0) > 1.5)
     libraries = max(0, min(common, pss - private - shared))
     return {
         "pss_bytes": pss,

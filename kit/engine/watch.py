@@ -9,11 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kit.engine import board as fields
 from kit.engine.memory_roles import Report, by_role, weights_of, written_to
+from kit.engine.outsiders import Outsiders
 from kit.engine.weights import SEGMENT_NAME
+from kit.mapped_files import File
 from kit.memory import MemorySampler, Sample, format_bytes, segment_memory
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ class Watch:
         self._marks: dict[int, deque[tuple[float, int, int]]] = {}
         self._stray: dict[int, int] = {}
         self._looked_at = self._at
+        self._outsiders = Outsiders()
         self._thread = threading.Thread(target=self._run, name="kit-watch", daemon=True)
         self._thread.start()
 
@@ -77,7 +81,7 @@ class Watch:
         before, snapshot = self._latency, latency.snapshot()
         summary = latency.summary(before)
         self._before, self._latency, self._at = counters.as_dict(), snapshot, now
-        memory = self.memory()
+        memory = self.memory(self._outsiders_now())
         engine.history.add(
             {
                 "mode": engine.settings.mode,
@@ -109,8 +113,14 @@ class Watch:
                 self._engine.event("warning", words, process.pid)
                 self._engine.logs.add(process, f"warning: {words}.")
 
-    def memory(self) -> dict[str, int]:
-        """Bytes of all processes by what they hold; PSS, so that shared pages count once."""
+    def _outsiders_now(self) -> Mapping[File, float]:
+        topology = self._engine.topology
+        if topology.settings.mode == "shared":
+            return {}  # its segments are mapped by its own processes only
+        return self._outsiders.counts([(process.pid, self._report(process)) for process in list(topology.processes)])
+
+    def memory(self, outsiders: Mapping[File, float] | None = None) -> dict[str, int]:
+        """Bytes of all processes by what they hold; PSS, so that shared pages count once (see `by_role`)."""
         processes = list(self._engine.topology.processes)
         samples = {sample.pid: sample for sample in self._sampler.latest()}
         if any(process.alive and process.pid not in samples for process in processes):
@@ -119,7 +129,7 @@ class Watch:
             samples = {sample.pid: sample for sample in self._sampler.latest()}
         read = [(self._report(process), samples[process.pid].memory) for process in processes if process.pid in samples]
         forkserver = samples.get(self._engine.forkserver.pid)
-        found = by_role(read, None if forkserver is None else forkserver.memory)
+        found = by_role(read, None if forkserver is None else forkserver.memory, outsiders)
         on_gpu = [sample.gpu_bytes for sample in samples.values() if sample.gpu_bytes is not None]
         return {**({"gpu_bytes": sum(on_gpu)} if on_gpu else {}), **found}
 
