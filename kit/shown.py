@@ -36,7 +36,7 @@ def made(deployment: Any) -> None:
     parent: Any = getattr(shell, "get_parent", dict)() or {}
     sources = [""] if shell.history_manager is None else shell.history_manager.input_hist_raw
     cell_id = (parent.get("metadata") or {}).get("cellId")
-    _made.append(_Made(weakref.ref(deployment), cell_id, sources[-1], len(sources) - 1, _runs))
+    _made.append(_Made(weakref.ref(deployment), cell_id, sources[-1].strip(), len(sources) - 1, _runs))
 
 
 def note(deployment: Any) -> None:
@@ -73,8 +73,9 @@ def _let_go(info: Any) -> None:
     """Drop what IPython has of earlier runs of this cell, where no variable of the user's has their deployment."""
     shell = _shell()
     _made[:] = [one for one in _made if one.deployment() is not None]
+    source = (info.raw_cell or "").strip()  # IPython's history has it without blank lines around it
     for one in _made:
-        same = one.cell_id == info.cell_id if one.cell_id and info.cell_id else one.source == info.raw_cell
+        same = one.cell_id == info.cell_id if one.cell_id and info.cell_id else one.source == source
         if same and one.run < _runs and not _has(shell, one.deployment()):
             _forget_output(shell, one.output)
             _forget_error(one.deployment)
