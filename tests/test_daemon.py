@@ -6,6 +6,7 @@ import asyncio
 import functools
 import importlib
 import itertools
+import os
 import statistics
 import threading
 import time
@@ -19,6 +20,7 @@ import pytest
 import kit
 from kit import RunInference, errors
 from kit.daemon import client, sameness
+from kit.machine import cpu_count
 from tests.daemon_kernels import DOUBLE, Kernel, wait_for
 from tests.models import Doubling, clients
 
@@ -274,8 +276,11 @@ class Counted(kit.ModelHandler):
         return [(model[0], len(batch))] * len(batch)
 
 
-def test_a_job_of_a_million_lets_a_single_request_in_after_one_example(runtime: Path) -> None:
-    with kit.deploy(Counted(max_batch_size=8), name="counted", processes=1) as deployment:
+@pytest.mark.parametrize(("mode", "processes"), [("default", 1), ("large", 2)])
+def test_a_job_of_a_million_lets_a_single_request_in_after_one_example(
+    runtime: Path, mode: str, processes: int
+) -> None:
+    with kit.deploy(Counted(max_batch_size=8), name="counted", mode=mode, processes=processes) as deployment:
         deployment.predict(list(range(8)))  # now it is known what an example costs
         job = kit.connect("counted").submit(list(range(1_000_000)))
         found = [deployment.predict([number])[0].inference[0] for number in range(40)]
@@ -283,6 +288,39 @@ def test_a_job_of_a_million_lets_a_single_request_in_after_one_example(runtime: 
         between = sorted(after - before for before, after in itertools.pairwise(found))
         # The request itself, and one of the job's that was begun when the one before was answered.
         assert statistics.median(between) <= 2, between
+
+
+class When(kit.ModelHandler):
+    """Answers with when the batch was computed, nanoseconds, by which process, and how many were in it."""
+
+    def load_model(self) -> None:
+        return None
+
+    def run_inference(self, batch: Any, model: None, inference_args: Any = None) -> Any:
+        began = time.monotonic_ns()
+        time.sleep(0.002 * len(batch))
+        return [(began, time.monotonic_ns(), os.getpid(), len(batch))] * len(batch)
+
+
+@pytest.mark.parametrize("mode", ["default", "shared"])
+def test_a_job_leaves_a_worker_to_other_kernels_and_keeps_its_batches(runtime: Path, mode: str) -> None:
+    with kit.deploy(When(max_batch_size=16), name="when", mode=mode, processes=2) as deployment:
+        deployment.predict([0])
+        job = kit.connect("when").submit(list(range(1600)))
+        singles = []
+        while not job.done():
+            singles.append(deployment.predict([0])[0].inference)
+        batches = sorted({prediction.inference for prediction in job.result()})
+    assert len(singles) > 20
+    assert all(end <= begin for (_, end, *_), (begin, *_) in itertools.pairwise(batches)), "two at once of the job"
+    if cpu_count() > 1:  # with one batch at once the job has pieces like the others' requests
+        assert statistics.median(size for *_, size in batches) == 16
+
+
+def test_a_job_that_is_alone_has_all_workers(runtime: Path) -> None:
+    with kit.deploy(When(max_batch_size=16), name="when", processes=2) as deployment:
+        batches = {prediction.inference for prediction in deployment.predict(list(range(1600)))}
+        assert len({pid for *_, pid, _ in batches}) == 2
 
 
 def test_kernels_with_requests_of_one_size_keep_whole_batches(runtime: Path) -> None:

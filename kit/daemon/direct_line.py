@@ -19,7 +19,8 @@ from kit.daemon.frames import LinkClosed
 from kit.daemon.ledger import Ledger
 from kit.daemon.protocol import DIRECT
 from kit.engine import board as fields
-from kit.engine.chunking import CHUNK_S, LEAST_CHUNK_S, Backlog, free_lane
+from kit.engine.chunking import CHUNK_S, LEAST_CHUNK_S, Backlog
+from kit.engine.lane import free_lane
 
 if TYPE_CHECKING:
     from kit.daemon.served import Served

@@ -1,9 +1,10 @@
 """Turns of kernels that use one deployment: first who has had least, and for a turn as long as the others' requests.
 
-A request of one kernel waits for what is being computed just then. So while other kernels are about, what is much
-longer than their usual requests is cut into pieces of the size of these: a job of a million elements lets a single
-request in after a time like that request's own. Kernels that all send requests of about one size keep whole
-batches, since pieces would cost them more than they spare anyone. One that is alone keeps them, too.
+A request of one kernel waits for what is being computed just then. So while other kernels are about, one worker
+thread is kept free of what is much longer than their usual requests, where several can compute at once; that keeps
+its whole batches on the others. Where one computes at a time it is cut into pieces of the size of the others'
+requests: a job of a million elements lets a single request in after a time like that request's own. Kernels that all
+send requests of about one size share all workers with whole batches, and one that is alone has them, too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from kit.engine.codec import Rows
+from kit.engine.lane import computed_at_once
 from kit.handler import _num_bytes
 
 if TYPE_CHECKING:
@@ -119,8 +121,15 @@ class Turn:
         self._dispatcher = dispatcher
         self.each_bytes = max(1.0, each_bytes)
 
+    def long(self, request: Request) -> bool:
+        """True when other kernels, whose requests are much shorter, are about."""
+        return self._most(request, self._turns.about(time.monotonic())) is not None
+
     def most(self, request: Request) -> int | None:
         """Examples of the request's next piece at most; None when it isn't cut."""
+        lanes = self._dispatcher.lanes
+        if lanes and self._dispatcher.keyed is None and computed_at_once(lanes) > 1:
+            return None  # a lane is kept free for the others
         return self._most(request, self._turns.about(time.monotonic()))
 
     def _most(self, request: Request, about: list[_Kernel]) -> int | None:

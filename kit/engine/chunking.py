@@ -8,12 +8,13 @@ little. Small requests of several clients share a chunk. Where the handler asks 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kit import batching
+from kit.engine.lane import computed_at_once, free_lane
 from kit.engine.requests import Chunk, Part, Request
 
 if TYPE_CHECKING:
@@ -93,8 +94,17 @@ class Backlog:
     def next(self, lanes: list[Lane], now: float) -> tuple[Lane, Chunk] | None:
         """A chunk and the lane that is to have it; None when nothing waits or no lane is free."""
         lane = free_lane(lanes, self.depth(), now)
-        chunk = None if lane is None else self.next_chunk(len(lanes), now, reserve=bool(lane.in_flight))
-        return None if lane is None or chunk is None else (lane, chunk)
+        if lane is None:
+            return None
+        chunk = self.next_chunk(len(lanes), now, reserve=bool(lane.in_flight) or self._full_of_long_ones(lanes))
+        return None if chunk is None else (lane, chunk)
+
+    def _full_of_long_ones(self, lanes: list[Lane]) -> bool:
+        """Whether long requests have as many lanes as they may: one is left to short ones."""
+        if not self.requests or self.requests[0].turn is None:
+            return False
+        taken = sum(any(chunk.long for chunk in lane.in_flight) for lane in lanes)
+        return taken >= max(1, computed_at_once(lanes) - 1)
 
     def note_answer(self, chunk: Chunk, seconds: float) -> None:
         """Note how long a chunk took."""
@@ -171,13 +181,14 @@ class Backlog:
         if request is not self.requests[0]:
             self.requests.remove(request)
             self.requests.appendleft(request)
+        long = request.turn is not None and request.turn.long(request)
         parts = [self._take(request, self._share(request, lanes))]
         if request.untaken == 0:
             self.requests.popleft()
         else:
             self.requests.rotate(-1)
         self._merge(parts)
-        return Chunk(parts, deaths=max(part.request.deaths for part in parts))
+        return Chunk(parts, deaths=max(part.request.deaths for part in parts), long=long)
 
     def _first(self, reserve: bool) -> Request | None:
         """The request whose turn it is."""
@@ -248,27 +259,10 @@ class Backlog:
     def _may_join(self, request: Request, first: Request, room: int) -> bool:
         if request.ended or request.batch_timeout_s is not None or not _alike(first, request):
             return False
-        if request.turn is not None and request.turn.most(request) is not None:
+        if request.turn is not None and request.turn.long(request):
             return False  # too long for those that it would join
         # A batch that was waited for is filled to the brim; otherwise whole requests join, which end together.
         return bool(self._wait_s) or (request.untaken <= room and not request.planned)
-
-
-def free_lane(lanes: Iterable[Lane], depth: int, now: float) -> Lane | None:
-    """The lane with the fewest chunks, of those that can compute and have fewer than `depth`."""
-    best = None
-    for lane in lanes:
-        load = len(lane.in_flight)
-        if load < depth and lane.usable(now) and (best is None or _busier(best, lane)):
-            best = lane
-            if load == 0 and not lane.doors:
-                break
-    return best
-
-
-def _busier(one: Lane, other: Lane) -> bool:
-    """True when `other` has less to do; who asks a thread directly counts as a chunk."""
-    return len(one.in_flight) + one.doors > len(other.in_flight) + other.doors
 
 
 def _alike(one: Request, other: Request) -> bool:

@@ -15,9 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
-from kit.engine.chunking import Backlog, Prepared, free_lane
+from kit.engine.chunking import Backlog, Prepared
 from kit.engine.homes import least_busy
 from kit.engine.keyed_requests import Group, Router, Spec
+from kit.engine.lane import free_lane
 from kit.engine.requests import Chunk, Part, Request
 from kit.engine.trouble import Trouble
 from kit.key_routes import Route

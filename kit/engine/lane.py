@@ -5,19 +5,27 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.engine import board as fields
 from kit.engine import protocol
 from kit.engine.transport import Channel, ChannelClosed
+from kit.machine import cpu_count
 
 if TYPE_CHECKING:
     from kit.engine.dispatcher import Dispatcher
     from kit.engine.process import Process
     from kit.engine.requests import Chunk
     from kit.engine.topology import Topology
+
+
+def computed_at_once(lanes: Sequence[Lane]) -> int:
+    """Batches that the threads behind these lanes compute at once, each on a core of its own."""
+    settings = lanes[0].topology.settings
+    most = settings.model_copies * settings.host_threads if settings.remote else len(lanes)
+    return min(most, cpu_count())
 
 
 class Lane:
@@ -157,3 +165,20 @@ class Lane:
     def close(self) -> None:
         """Close the channel."""
         self.channel.close()
+
+
+def free_lane(lanes: Iterable[Lane], depth: int, now: float) -> Lane | None:
+    """The lane with the fewest chunks, of those that can compute and have fewer than `depth`."""
+    best = None
+    for lane in lanes:
+        load = len(lane.in_flight)
+        if load < depth and lane.usable(now) and (best is None or _busier(best, lane)):
+            best = lane
+            if load == 0 and not lane.doors:
+                break
+    return best
+
+
+def _busier(one: Lane, other: Lane) -> bool:
+    """True when `other` has less to do; who asks a thread directly counts as a chunk."""
+    return len(one.in_flight) + one.doors > len(other.in_flight) + other.doors

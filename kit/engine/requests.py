@@ -6,16 +6,17 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from kit import batching, errors
 from kit.engine.answer_future import AnswerFuture
 from kit.engine.codec import Rows
 from kit.engine.runner import pick
 from kit.engine.trouble import Trouble
+from kit.engine.turn import Turn
 from kit.handler import PredictionResult
 
 
@@ -34,22 +35,6 @@ def results_of(examples: Any, values: Any, model_ids: Any) -> list[PredictionRes
     if not isinstance(model_ids, list):
         model_ids = itertools.repeat(model_ids)
     return list(map(_make_result, zip(examples, values, model_ids)))  # noqa: B905 - repeat has no end
-
-
-class Turn(Protocol):
-    """Says whose turn it is, where a deployment has callers that must not hold each other up."""
-
-    def pick(self, requests: Iterable[Request], *, reserve: bool) -> Request | None:
-        """The one to be given out next; with `reserve`, behind what a worker computes. None for none of these."""
-
-    def most(self, request: Request) -> int | None:
-        """Examples of the request's next piece at most; None for no limit."""
-
-    def early(self) -> bool:
-        """True when the request goes before all that wait."""
-
-    def took(self, count: int) -> None:
-        """So many examples of the caller's go to a worker."""
 
 
 class Request:
@@ -232,18 +217,20 @@ class Chunk:
         attempts: how often it was sent; without what such a death undid.
         about: with models by key: the model's spec, and the pid of the model host that has it.
         lease: keeps that model where it is.
+        long: of a request that others shouldn't have to wait for.
     """
 
-    __slots__ = ("about", "attempts", "count", "deaths", "id", "lease", "parts", "sent_at")
+    __slots__ = ("about", "attempts", "count", "deaths", "id", "lease", "long", "parts", "sent_at")
 
     _ids = itertools.count(1)
 
-    def __init__(self, parts: list[Part], *, deaths: int = 0, attempts: int = 0) -> None:
+    def __init__(self, parts: list[Part], *, deaths: int = 0, attempts: int = 0, long: bool = False) -> None:
         self.id = next(self._ids)
         self.parts = parts
         self.count = sum(len(part.indices) for part in parts)
         self.deaths = deaths
         self.attempts = attempts
+        self.long = long
         self.sent_at = 0.0
         self.about: Any = None
         self.lease: Any = None

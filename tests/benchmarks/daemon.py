@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import kit
+from kit.shorten import counted
 from tests.benchmarks import harness, models
 from tests.benchmarks.harness import Figure
 from tests.daemon_kernels import Kernel
@@ -51,7 +52,11 @@ def figures() -> list[Figure]:
         handler = kit.assets.handler("minilm")
         with kit.deploy(handler, name="bench", mode="default", processes=1) as deployment:
             deployment.predict(["warm"])
-            found = [_connect(), _memory(), _throughput(), _real_round_trip(handler, deployment), _fairness(deployment)]
+            found = [_connect(), _memory(), _throughput(), _real_round_trip(handler, deployment)]
+            found.append(_fairness(deployment))
+            for mode in ("default", "large"):
+                deployment.switch(mode, processes=2)
+                found.append(_fairness(deployment))
             deployment.stop()
         found += _bare_round_trips()
     return found
@@ -236,7 +241,8 @@ def _fairness(deployment: Any) -> Figure:
                 kernel.receive()
     ratio = statistics.median(b / a for a, b in zip(alone, beside, strict=True))
     return Figure(
-        "p95 of single texts beside another kernel's job of a million, vs alone",
+        f"p95 of single texts beside another kernel's job of a million, vs alone; {deployment.mode}, "
+        + counted(deployment.settings.processes, "worker"),
         harness.duration(statistics.median(beside)),
         harness.duration(statistics.median(alone)),
         f"{ratio:.2f}×",
