@@ -100,6 +100,32 @@ def test_workers_share_one_deployment_and_every_element_comes_back(run: Run) -> 
     assert loads == 1
 
 
+def test_batches_are_reported_as_they_were_computed(run: Run, tmp_path: Path) -> None:
+    """Each element is in one of them. One that holds elements of both workers is reported by both: its own ones."""
+    found = run("""
+        def distribution(done, name):
+            found = done.metrics().query(MetricsFilter().with_name(name))["distributions"]
+            return [[one.committed.count, one.committed.sum, one.committed.max] for one in found]
+
+        if __name__ == "__main__":
+            texts = ["a" * (1 + number % 31) for number in range(1237)]
+            running = beam.Pipeline(options=OPTIONS)
+            handler = models.Notes(sys.argv[1] + "/noted", max_batch_size=16)
+            results = running | beam.Create(texts) | kit.beam.RunInference(handler, processes=2)
+            assert_that(results, equal_to([text.upper() for text in texts]))
+            done = running.run()
+            done.wait_until_finish()
+            names = "inference_request_batch_size", "inference_request_batch_byte_size"
+            print(json.dumps([counted(done, "num_inferences"), *(distribution(done, name) for name in names)]))
+    """)
+    inferences, ((count, total, largest),), ((_, size_bytes, _),) = found
+    noted = [int(line.split()[0]) for line in (tmp_path / "noted").read_text().splitlines()]
+    assert (inferences, total, sum(noted)) == (1237, 1237, 1237)
+    assert size_bytes == sum(1 + number % 31 for number in range(1237))
+    assert largest <= max(noted)
+    assert len(noted) <= count < 2 * len(noted)
+
+
 def test_tensors_failures_and_windows_come_back_where_they_belong(run: Run) -> None:
     """Each result with its own example and of Beam's class, in its window and at its time, in either kind of answer."""
     found = run("""

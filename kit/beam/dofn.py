@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -22,6 +21,7 @@ from kit.beam.versions import Version, version_of
 from kit.beam.window import AT_ONCE, Window
 from kit.daemon.remote_deployment import RemoteDeployment
 from kit.engine.requests import Failure
+from kit.engine.runner import Batch
 
 #: How many windows are under way.
 AHEAD = 4
@@ -126,10 +126,11 @@ class ServeDoFn(beam.DoFn):
         assert self._lease is not None
         options = self._options
         window.future = future = None
+        batches: list[Batch] = []
+        window.batches = batches
         window.tries += 1
         try:
             window.deployment = self._lease.shared.deployment(options.timeout_s)
-            window.sent_at = time.monotonic()
             # Through a link predictions come in blocks, which needn't be objects before they are emitted.
             can = isinstance(window.deployment, RemoteDeployment) and not options.prebatched
             unmade = {"unmade": True} if can else {}
@@ -138,13 +139,13 @@ class ServeDoFn(beam.DoFn):
                 options.inference_args,
                 isolate=options.exc_class is not None,
                 batch_timeout_s=options.timeout_s,
+                batches=None if options.namespace is None else batches,
                 **unmade,
             )
         except Exception as error:
             future = Future()
             future.set_exception(_as_ours(error, options.timeout_s))
         window.future = future
-        future.add_done_callback(lambda _: setattr(window, "done_at", time.monotonic()))
 
     def _what_is_done(self) -> Iterator[Any]:
         while self._sent and (len(self._sent) >= AHEAD or self._sent[0].done):

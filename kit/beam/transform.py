@@ -41,7 +41,8 @@ class RunInference(beam.PTransform):
         InvalidSetting: not a handler, or settings that can't work. HandlerNotPicklable: it can't travel.
 
     Differences from Beam's: with exception handling one failing example doesn't fail those of its batch, and
-    timestamps of elements are kept.
+    timestamps of elements are kept. Metrics of batches are of those that were computed, timed where the model is; a
+    batch of several workers' elements is reported by each of them: its own elements, and the seconds of the whole.
     """
 
     def __init__(

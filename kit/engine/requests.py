@@ -6,16 +6,17 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from kit import batching, errors
 from kit.engine.answer_future import AnswerFuture
 from kit.engine.codec import Rows
-from kit.engine.runner import pick
+from kit.engine.runner import Batch, pick
 from kit.engine.trouble import Trouble
+from kit.engine.turn import Turn
 from kit.handler import PredictionResult
 
 
@@ -36,22 +37,6 @@ def results_of(examples: Any, values: Any, model_ids: Any) -> list[PredictionRes
     return list(map(_make_result, zip(examples, values, model_ids)))  # noqa: B905 - repeat has no end
 
 
-class Turn(Protocol):
-    """Says whose turn it is, where a deployment has callers that must not hold each other up."""
-
-    def pick(self, requests: Iterable[Request], *, reserve: bool) -> Request | None:
-        """The one to be given out next; with `reserve`, behind what a worker computes. None for none of these."""
-
-    def most(self, request: Request) -> int | None:
-        """Examples of the request's next piece at most; None for no limit."""
-
-    def early(self) -> bool:
-        """True when the request goes before all that wait."""
-
-    def took(self, count: int) -> None:
-        """So many examples of the caller's go to a worker."""
-
-
 class Request:
     """Examples of one caller.
 
@@ -63,6 +48,7 @@ class Request:
         batch_timeout_s: longest time that one batch may be computed, seconds.
         options: batching options; None when batches can't be planned before pre-processing.
         on_progress: called with a number of examples whenever that many more are done.
+        batches: to be filled with each batch that is computed, before the answer is there; see `note_batch`.
 
     Attributes:
         turn: says how it takes turns with others; None for one after the other.
@@ -82,6 +68,7 @@ class Request:
         batch_timeout_s: float | None = None,
         options: Mapping[str, Any] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        batches: list[Batch] | None = None,
     ) -> None:
         self.examples = examples
         self.count = len(examples)
@@ -90,6 +77,7 @@ class Request:
         self.deadline = deadline
         self.batch_timeout_s = batch_timeout_s
         self.on_progress = on_progress
+        self.batches = batches
         self.accepted_at = time.monotonic()
         self.future = AnswerFuture()
         self.results: list[Any] = [None] * self.count
@@ -182,6 +170,11 @@ class Request:
         for at, trouble in troubles.items():
             self.fail(indices[at], trouble)
 
+    def note_batch(self, indices: Sequence[int], seconds: float) -> None:
+        """Note that a batch was computed: which examples of this request were in it, and how long it took."""
+        if self.batches is not None:
+            self.batches.append((indices, seconds))
+
     def fail(self, index: int, trouble: Trouble) -> None:
         """Note that one example failed: a Failure in its place, or the end of the request."""
         error = trouble.error()
@@ -264,6 +257,11 @@ class Chunk:
     @property
     def batch_timeout_s(self) -> float | None:
         return self.parts[0].request.batch_timeout_s
+
+    @property
+    def asks_for_batches(self) -> bool:
+        """True when somebody wants to know in which batches it is computed."""
+        return any(part.request.batches is not None for part in self.parts)
 
     def let_go(self) -> None:
         """Release its model."""
