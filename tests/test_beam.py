@@ -565,6 +565,16 @@ def test_settings_go_along_and_can_be_changed() -> None:
         deployment.to_beam()
 
 
+def test_a_step_shows_how_it_is_served_and_by_which_deployment() -> None:
+    step = ours(models.AddsOne(), mode="medium", model_copies=3, processes=1, threads=2)
+    words = "AddsOne: mode 'medium', 1 process × 2 threads, 3 copies of the model; deployment"
+    assert repr(step) == f"<kit.beam.RunInference of {words} {step.deployment_name!r}>"
+    assert step.deployment_name.startswith("beam-")
+    assert step.deployment_name != ours(models.AddsOne(), mode="large").deployment_name
+    by_key = ours(kit.KeyedModelHandler([kit.KeyModelMapping(["a"], models.AddsOne())]), processes=2)
+    assert "KeyedModelHandler: mode 'default', 2 processes × 1 thread, models by key;" in repr(by_key)
+
+
 def test_the_best_of_a_comparison_goes_into_a_pipeline() -> None:
     compared = kit.compare(Doubling(), list(range(64)), modes=["default"], processes=1, repeats=1, seconds=0.1)
     step = compared.best().to_beam()

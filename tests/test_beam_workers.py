@@ -91,10 +91,11 @@ def test_workers_share_one_deployment_and_every_element_comes_back(run: Run) -> 
             done = running.run()
             done.wait_until_finish()
             loads = done.metrics().query(MetricsFilter().with_name("load_model_latency_milli_secs"))["distributions"]
-            print(json.dumps([serving(), counted(done, "num_inferences"), sum(one.committed.count for one in loads)]))
+            loads = sum(one.committed.count for one in loads)
+            print(json.dumps([serving(), counted(done, "num_inferences"), loads, step.deployment_name]))
     """)
-    (deployment,), inferences, loads = found
-    assert deployment["name"].startswith("beam-")
+    (deployment,), inferences, loads, name = found
+    assert deployment["name"] == name
     assert (deployment["mode"], deployment["handler"]) == ("large", "AddsOne")
     assert inferences == 2 * 1237
     assert loads == 1
@@ -248,10 +249,13 @@ def test_pipelines_ask_a_named_deployment_and_leave_it_as_it_is(run: Run) -> Non
                     results = running | beam.Create(range(101)) | deployment.to_beam()
                     inferences = results | beam.Map(lambda result: result.inference)
                     assert_that(inferences, equal_to(list(range(1, 102))))
-                print(json.dumps([serving(), deployment.counters["answered"]]))
+                shown = repr(deployment.to_beam())
+                print(json.dumps([serving(), deployment.counters["answered"], shown]))
     """)
-    (deployment,), answered = found
+    (deployment,), answered, shown = found
     assert (deployment["name"], answered) == ("mine", 101)
+    words = "AddsOne: mode 'default', 1 process × 1 thread, 1 copy of the model; deployment 'mine'"
+    assert shown == f"<kit.beam.RunInference of {words}>"
 
 
 def test_the_kits_handlers_in_beams_own_workers(run: Run) -> None:

@@ -95,6 +95,7 @@ class RunInference(beam.PTransform):
                     f"{target.name!r} is a named deployment with settings of its own: change them with "
                     "deployment.switch, or give kit.beam.RunInference the handler."
                 )
+            self._words = _in_words(target.handler.type_name, target.settings, by_key=target.handler.by_key)
             return Source.named(target.name)
         live = None
         if isinstance(target, Deployment):
@@ -110,6 +111,8 @@ class RunInference(beam.PTransform):
                     inner.as_given = True
             settings = Settings.make(handler, **wanted)
         self._handler = handler
+        by_key = getattr(handler, "routes", None) is not None
+        self._words = _in_words(type(handler).__name__, settings, by_key=by_key)
         kept = {name: getattr(settings, name) for name in wanted}
         return Source.of(core_of(handler), kept, live=live, keep_alive=keep_alive, identifier=self._identifier)
 
@@ -155,6 +158,17 @@ class RunInference(beam.PTransform):
         """Have a transform be given a copy of the results before post-processing."""
         self._monitoring = monitoring_transform
         return self
+
+    @property
+    def deployment_name(self) -> str:
+        """Of the named deployment that the worker processes of a machine share, for `kit.connect` and ``kit stop``.
+
+        A model that a side input names has a deployment with another name.
+        """
+        return self._source.shared_name
+
+    def __repr__(self) -> str:
+        return f"<kit.beam.RunInference of {self._words}; deployment {self.deployment_name!r}>"
 
     def annotations(self) -> dict[str, Any]:
         """What Beam keeps with the step."""
@@ -220,6 +234,11 @@ class RunInference(beam.PTransform):
                 pcoll, failed = pcoll | f"{what}-{number}" >> step.with_exception_handling(**self._letters)
                 bad.append(failed)
         return pcoll, bad
+
+
+def _in_words(name: str, settings: Settings, *, by_key: bool) -> str:
+    models = "models by key" if by_key else settings.copies_in_words
+    return f"{name}: mode {settings.mode!r}, {settings.workers_in_words}, {models}"
 
 
 def _check_share(examples: Any, bad: Any, threshold: float) -> None:
