@@ -28,6 +28,7 @@ from tests import beam_models as models  # noqa: E402
 from tests.models import Doubling  # noqa: E402
 
 EXAMPLES = [1, 5, 3, 10]
+SIDE = beam.PCollection(beam.Pipeline())
 
 
 def pipeline() -> Any:
@@ -341,18 +342,48 @@ def test_errors_are_of_the_class_that_the_handler_raised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("options", "words"),
     [
-        (lambda: ours(models.AddsOne(), keep_alive="x"), "keep_alive='x': give seconds"),
-        (lambda: ours(models.AddsOne(), inference_args=3), "inference_args=3"),
-        (lambda: ours(models.AddsOne(), watch_model_pattern="*.pt", model_metadata_pcoll=[]), "both name the model"),
-        (lambda: ours(models.AddsOne()).with_exception_handling(exc_class=3), "exc_class=3: give a class"),
-        (lambda: ours(models.AddsOne()).with_exception_handling(threshold=7), "threshold=7: give the largest share"),
+        ({"keep_alive": "x"}, "keep_alive='x': give seconds"),
+        ({"inference_args": 3}, "inference_args=3: give a dict"),
+        ({"metrics_namespace": 4}, "metrics_namespace=4: give a name as text"),
+        ({"metrics_namespace": ""}, "metrics_namespace='': give a name as text"),
+        ({"model_identifier": 4}, "model_identifier=4: give a name as text"),
+        ({"watch_model_pattern": 4}, "watch_model_pattern=4: give a pattern of files"),
+        ({"watch_model_pattern": "*.pt", "model_metadata_pcoll": SIDE}, "both name the model"),
+        ({"model_metadata_pcoll": "*.pt"}, "model_metadata_pcoll='*.pt': give a PCollection of ModelMetadata"),
+        ({"watch_model_pattern": "*.pt", "interval": "a"}, "interval='a': give seconds above 0"),
+        ({"watch_model_pattern": "*.pt", "interval": 0}, "interval=0: give seconds above 0"),
+        ({"watch_model_pattern": "*.pt", "stop_timestamp": "never"}, "stop_timestamp='never': give a Timestamp"),
+        ({"interval": 5}, "interval=5 says how files are watched: give watch_model_pattern, too"),
+        ({"monitoring_transform": print}, "give a PTransform, such as beam.Map(function)"),
+        ({"memory_budget": "much"}, "memory_budget='much'"),
+        ({"threads": 1.5}, "threads=1.5"),
+        ({"model_copies": 0, "mode": "medium"}, "model_copies=0"),
     ],
 )
-def test_wrong_settings_are_refused_when_the_step_is_made(make: Any, words: str) -> None:
+def test_wrong_settings_are_refused_when_the_step_is_made(options: dict[str, Any], words: str) -> None:
     with pytest.raises(errors.InvalidSetting, match=re.escape(words)):
-        make()
+        ours(models.AddsOne(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"exc_class": 3}, "exc_class=3: give a class"),
+        ({"exc_class": ()}, "exc_class=(): give a class"),
+        ({"threshold": 7}, "threshold=7: give the largest share"),
+        ({"threshold": "all"}, "threshold='all': give the largest share"),
+        ({"timeout": "5s"}, "timeout='5s': give seconds above 0"),
+        ({"timeout": float("inf")}, "timeout=inf: give seconds above 0"),
+        ({"use_subprocess": 2}, "use_subprocess=2: give True or False"),
+    ],
+)
+def test_wrong_settings_of_dead_letters_are_refused_at_once(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.InvalidSetting, match=re.escape(words)):
+        ours(models.AddsOne()).with_exception_handling(**options)
+    with pytest.raises(errors.InvalidSetting, match="model_handler_provider=3: give a function"):
+        kit.beam.RunInference.from_callable(3)  # type: ignore[arg-type]
 
 
 def test_a_dying_process_costs_nothing(tmp_path: Path) -> None:
@@ -595,7 +626,7 @@ def test_nothing_of_a_pipeline_is_left_over() -> None:
         (3, {}, "isn't a model handler"),
         (models.AddsOne, {}, "is a class"),
         (models.AddsOne(), {"mode": "huge"}, "mode='huge'"),
-        (models.AddsOne(), {"proceses": 2}, "doesn't know proceses"),
+        (models.AddsOne(), {"proceses": 2}, "no option 'proceses': did you mean 'processes'"),
         (models.AddsOne(), {"processes": 0}, "processes=0"),
     ],
 )
