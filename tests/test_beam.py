@@ -150,6 +150,19 @@ def test_keyed_handlers_as_beams_own_gives_them() -> None:
     assert sorted(examples | ours(handler), key=repr) == sorted(expected, key=repr)
 
 
+def test_models_change_places_in_a_pipeline() -> None:
+    """Where one may be loaded at once, the metrics say how often they were loaded: both, and not for each example."""
+    mappings = [
+        base.KeyModelMapping(list(range(0, 20, 2)), theirs.AddsOne()),
+        base.KeyModelMapping(list(range(1, 20, 2)), theirs.AddsOne()),
+    ]
+    handler = base.KeyedModelHandler(mappings, max_models_per_worker_hint=1)
+    examples = [(number % 20, number) for number in range(1101)]
+    done = check(examples, ours(handler), [(key, number + 1) for key, number in examples])
+    (loads,) = metrics_of(done, "load_model_latency_milli_secs", "BeamML_KeyedModels")
+    assert 2 <= loads.committed.count < 12
+
+
 def twice(pair: Any) -> Any:
     return (pair[0], pair[1] * 2) if isinstance(pair, tuple) else pair * 2
 

@@ -111,3 +111,22 @@ def test_batches_by_key_and_of_examples_that_are_batches(tmp_path: Path) -> None
     handler = models.Notes(str(tmp_path / "whole")).with_no_batching()
     done = check([TEXTS[:5], TEXTS[5:7]], ours(handler), [text.upper() for text in TEXTS[:7]])
     assert reported(done, SIZE) == (2, 7, 2, 5)
+
+
+def test_bytes_are_counted_by_the_handler_of_each_key() -> None:
+    """As in Beam's own step: of keys and examples together, and by model without the keys."""
+    mappings = [kit.KeyModelMapping([key], models.Counted(each)) for key, each in (("key1", 10), ("key2", 20))]
+    handler = kit.KeyedModelHandler(mappings)
+    pairs = [("key1", 1), ("key2", 2), ("key1", 3)]
+    assert handler.get_num_bytes(pairs) == 3 * len("key1") + 40
+    assert kit.KeyedModelHandler(models.Counted(10)).get_num_bytes(pairs) == 3 * len("key1") + 30
+    assert kit.keyed.MaybeKeyedModelHandler(models.Counted(10)).get_num_bytes([1, 2]) == 20
+    done = check(pairs, ours(handler), [(key, (number, number + 1, None)) for key, number in pairs])
+    sums = [reported(done, f"{start}{BYTES}", "KeyedModels")[1] for start in ("", "key1-_", "key2-_")]
+    assert sums == [3 * len("key1") + 40, 20, 20]
+
+
+def test_latency_of_a_load_is_that_of_the_model() -> None:
+    done = check([0, 0, 0], ours(models.Slow(load_s=0.5)), [0, 0, 0])
+    count, _, least, _ = reported(done, "load_model_latency_milli_secs", "Slow")
+    assert (count, least >= 500) == (1, True)

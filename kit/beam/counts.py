@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from kit.beam.core_handler import size_of, size_unkeyed, unkeyed_bytes
 from kit.beam.metrics import Reporter
 from kit.beam.options import Options
 from kit.engine.requests import Failure
-from kit.handler import _num_bytes
 
 if TYPE_CHECKING:
     from kit.beam.serving import Shared
@@ -27,12 +27,13 @@ class Counts:
     """Reports the windows of a step; nothing where the handler reports its own metrics.
 
     Args:
-        count_bytes: of a batch.
+        handler: counts the bytes of a batch; None for those of its arrays and texts.
     """
 
-    def __init__(self, options: Options, count_bytes: Callable[[Any], int]) -> None:
+    def __init__(self, options: Options, handler: Any | None) -> None:
         self._options = options
-        self._count_bytes = count_bytes
+        self._count_bytes: Callable[[Any], int] = size_of if handler is None else handler.get_num_bytes
+        self._count_unkeyed = size_unkeyed if handler is None else unkeyed_bytes(handler)
         namespace = options.namespace
         self._all = None if namespace is None else Reporter(namespace)
         self._by_key = None if namespace is None or not options.groups else ByKey(namespace, options.groups)
@@ -84,7 +85,7 @@ class Counts:
         self._all.batch(max(1, len(batch)), self._count_bytes(batch), seconds)
         reporter = None if self._by_key is None else self._by_key.of(examples[0])
         if reporter is not None:
-            reporter.batch(len(examples), sum(_num_bytes(example) for _, example in examples), seconds)
+            reporter.batch(len(examples), self._count_unkeyed(examples), seconds)
 
     def _report_loads(self, shared: Shared) -> None:
         self._looked_at = time.monotonic()

@@ -11,7 +11,6 @@ import apache_beam as beam
 from apache_beam.utils.windowed_value import WindowedValue
 
 from kit import errors
-from kit.beam.core_handler import size_of
 from kit.beam.counts import Counts
 from kit.beam.failures import Info, as_raised, info_of
 from kit.beam.options import Options
@@ -48,8 +47,7 @@ class ServeDoFn(beam.DoFn):
 
     def setup(self) -> None:
         # Only where it must be is the handler unpickled here: its libraries may take more memory than all else.
-        count_bytes = self._source.handler().get_num_bytes if self._options.own_bytes else size_of
-        self._counts = Counts(self._options, count_bytes)
+        self._counts = Counts(self._options, self._source.handler() if self._options.own_bytes else None)
         self._sent: deque[Window] = deque()
         self._window = self._new_window()
         if not self._options.side_input:
