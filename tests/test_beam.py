@@ -80,6 +80,20 @@ def test_every_element_comes_back_as_beams_own_gives_it() -> None:
     assert sorted(EXAMPLES | base.RunInference(models.AddsOne())) == sorted(EXAMPLES | ours(models.AddsOne()))
 
 
+def test_rows_of_arrays_tensors_and_tables_are_examples() -> None:
+    """Those on the left of the bar, where their own libraries would go over the elements one by one."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    step = ours(models.AddsOne())
+    assert sorted(np.arange(3) | step) == [1, 2, 3]
+    assert sorted(pd.Series([1, 2]) | step) == [2, 3]
+    assert sorted(row.tolist() for row in np.zeros((2, 3)) | step) == [[1, 1, 1]] * 2
+    assert sorted(row.tolist() for row in torch.tensor([[1.0, 2.0], [3.0, 4.0]]) | step) == [[2, 3], [4, 5]]
+    assert [table["a"].tolist() for table in pd.DataFrame({"a": [1]}) | step] == [[2]]
+
+
 @pytest.mark.parametrize("mode", ["default", "medium", "large", "shared"])
 def test_every_mode_and_uneven_counts(mode: str) -> None:
     handler = models.AddsOne(max_batch_size=7)
@@ -612,7 +626,7 @@ def test_settings_go_along_and_can_be_changed() -> None:
 def test_a_step_shows_how_it_is_served_and_by_which_deployment() -> None:
     step = ours(models.AddsOne(), mode="medium", model_copies=3, processes=1, threads=2)
     words = "AddsOne: mode 'medium', 1 process × 2 threads, 3 copies of the model; deployment"
-    assert repr(step) == f"<kit.beam.RunInference of {words} {step.deployment_name!r}>"
+    assert str(step) == repr(step) == f"<kit.beam.RunInference of {words} {step.deployment_name!r}>"
     assert step.deployment_name.startswith("beam-")
     assert step.deployment_name != ours(models.AddsOne(), mode="large").deployment_name
     by_key = ours(kit.KeyedModelHandler([kit.KeyModelMapping(["a"], models.AddsOne())]), processes=2)

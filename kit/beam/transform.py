@@ -18,6 +18,7 @@ from kit.beam.serving import Source
 from kit.checks import check_function, check_handler, check_platform
 from kit.daemon.remote_deployment import RemoteDeployment
 from kit.deployment import Deployment
+from kit.inputs import sized
 from kit.option_names import names_checked
 from kit.settings import Settings, given
 
@@ -47,6 +48,18 @@ class RunInference(beam.PTransform):
     timestamps of elements are kept. Metrics of batches are of those that were computed, timed where the model is; a
     batch of several workers' elements is reported by each of them: its own elements, and the seconds of the whole.
     """
+
+    # numpy, torch and pandas must not broadcast | over this object, but leave it to __ror__.
+    __array_ufunc__ = None
+    __pandas_priority__ = 1_000_000
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if len(args) == 2 and isinstance(args[1], RunInference):
+            return args[1].__ror__(args[0])
+        return NotImplemented
 
     @names_checked
     def __init__(
@@ -159,6 +172,15 @@ class RunInference(beam.PTransform):
         A model that a side input names has a deployment with another name.
         """
         return self._source.shared_name
+
+    def __ror__(self, left: Any, label: str | None = None) -> Any:
+        """Run a pipeline over examples that aren't in one: a list, or rows of an array, tensor or table."""
+        if hasattr(left, "__array__"):
+            left = list(sized(left))
+        return super().__ror__(left, label)
+
+    def __str__(self) -> str:
+        return repr(self)
 
     def __repr__(self) -> str:
         return f"<kit.beam.RunInference of {self._words}; deployment {self.deployment_name!r}>"
