@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kit import errors
+from kit.checks import check_takes_paths, seconds
 from kit.shorten import counted, shorten
 
 if TYPE_CHECKING:
@@ -38,10 +39,15 @@ class ModelWatch:
     def __init__(self, deployment: Deployment, pattern: str, interval_s: float) -> None:
         if not isinstance(pattern, str | os.PathLike) or not os.fspath(pattern):
             raise errors.InvalidSetting(f"pattern={pattern!r}: give a path with wildcards, such as 'models/*.pt'.")
-        if isinstance(interval_s, bool) or not isinstance(interval_s, int | float) or not interval_s > 0:
-            raise errors.InvalidSetting(f"interval_s={interval_s!r}: give seconds above 0.")
+        if interval_s is None:
+            raise errors.InvalidSetting("interval_s=None: give seconds above 0.")
+        every_s = seconds("interval_s", interval_s)
+        assert every_s is not None
+        handler = deployment.handler
+        if hasattr(type(handler), "update_model_path"):  # that of a named deployment isn't here
+            check_takes_paths(handler, pattern)
         self.pattern = os.path.abspath(os.path.expanduser(pattern))
-        self.interval_s = interval_s
+        self.interval_s: float = every_s
         self.updates: list[str] = []
         self.errors: list[tuple[str, Exception]] = []
         self.error: Exception | None = None

@@ -182,8 +182,15 @@ class KeyedModelHandler(ModelHandler):
         return list(dict.fromkeys(name for handler in self.handlers for name in getattr(handler, "preload", ())))
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        """Bytes of the examples and their keys."""
-        return sum(_num_bytes(pair) for pair in batch)
+        """Bytes of the keys, and of the examples as their handlers count them."""
+        found: dict[int, tuple[Any, list[Any]]] = {}
+        keys = 0
+        for pair in batch:
+            key, example = pair if isinstance(pair, tuple) else (None, pair)  # of those that may come without keys
+            keys += 0 if key is None else _num_bytes(key)
+            handler = self.unkeyed if self.routes is None else self.routes.of(key).handler
+            found.setdefault(id(handler), (handler, []))[1].append(example)
+        return keys + sum(int(handler.get_num_bytes(examples)) for handler, examples in found.values())
 
     def estimate_model_bytes(self) -> int | None:
         """Bytes of the one model; None with models by key, which the manager counts."""

@@ -172,3 +172,35 @@ class Marks(AddsOne):
             with open(self.mark, "w"):
                 time.sleep(3)
         return [model.predict(example) for example in batch]
+
+
+class Notes(AddsOne):
+    """Writes a line for each batch that it computes: how many examples, their bytes, and seconds that it took."""
+
+    def __init__(self, file: str, batch_s: float = 0.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.file, self.batch_s = file, batch_s
+
+    def run_inference(
+        self, batch: Sequence[str], model: Model, inference_args: Mapping[str, Any] | None = None
+    ) -> Iterable[Any]:
+        began = time.perf_counter()
+        if "bad" in batch:
+            raise ValueError("bad")
+        time.sleep(self.batch_s)
+        results = [text.upper() for text in batch]
+        line = f"{len(batch)} {sum(map(len, batch))} {time.perf_counter() - began}\n"
+        with open(self.file, "a") as file:
+            file.write(line)
+        return results
+
+
+class Counted(AddsOne):
+    """Says itself how many bytes an example has."""
+
+    def __init__(self, each: int) -> None:
+        super().__init__()
+        self.each = each
+
+    def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        return self.each * len(batch)

@@ -28,6 +28,7 @@ from tests import beam_models as models  # noqa: E402
 from tests.models import Doubling  # noqa: E402
 
 EXAMPLES = [1, 5, 3, 10]
+SIDE = beam.PCollection(beam.Pipeline())
 
 
 def pipeline() -> Any:
@@ -77,6 +78,20 @@ def refuse_five(example: Any) -> Any:
 def test_every_element_comes_back_as_beams_own_gives_it() -> None:
     check(range(1001), ours(models.AddsOne()), range(1, 1002))
     assert sorted(EXAMPLES | base.RunInference(models.AddsOne())) == sorted(EXAMPLES | ours(models.AddsOne()))
+
+
+def test_rows_of_arrays_tensors_and_tables_are_examples() -> None:
+    """Those on the left of the bar, where their own libraries would go over the elements one by one."""
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    step = ours(models.AddsOne())
+    assert sorted(np.arange(3) | step) == [1, 2, 3]
+    assert sorted(pd.Series([1, 2]) | step) == [2, 3]
+    assert sorted(row.tolist() for row in np.zeros((2, 3)) | step) == [[1, 1, 1]] * 2
+    assert sorted(row.tolist() for row in torch.tensor([[1.0, 2.0], [3.0, 4.0]]) | step) == [[2, 3], [4, 5]]
+    assert [table["a"].tolist() for table in pd.DataFrame({"a": [1]}) | step] == [[2]]
 
 
 @pytest.mark.parametrize("mode", ["default", "medium", "large", "shared"])
@@ -147,6 +162,19 @@ def test_keyed_handlers_as_beams_own_gives_them() -> None:
     )
     expected = [(key, n + 1 if key == "a" else base.PredictionResult(n, n + 1, "theirs")) for key, n in examples]
     assert sorted(examples | ours(handler), key=repr) == sorted(expected, key=repr)
+
+
+def test_models_change_places_in_a_pipeline() -> None:
+    """Where one may be loaded at once, the metrics say how often they were loaded: both, and not for each example."""
+    mappings = [
+        base.KeyModelMapping(list(range(0, 20, 2)), theirs.AddsOne()),
+        base.KeyModelMapping(list(range(1, 20, 2)), theirs.AddsOne()),
+    ]
+    handler = base.KeyedModelHandler(mappings, max_models_per_worker_hint=1)
+    examples = [(number % 20, number) for number in range(1101)]
+    done = check(examples, ours(handler), [(key, number + 1) for key, number in examples])
+    (loads,) = metrics_of(done, "load_model_latency_milli_secs", "BeamML_KeyedModels")
+    assert 2 <= loads.committed.count < 12
 
 
 def twice(pair: Any) -> Any:
@@ -341,18 +369,48 @@ def test_errors_are_of_the_class_that_the_handler_raised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("options", "words"),
     [
-        (lambda: ours(models.AddsOne(), keep_alive="x"), "keep_alive='x': give seconds"),
-        (lambda: ours(models.AddsOne(), inference_args=3), "inference_args=3"),
-        (lambda: ours(models.AddsOne(), watch_model_pattern="*.pt", model_metadata_pcoll=[]), "both name the model"),
-        (lambda: ours(models.AddsOne()).with_exception_handling(exc_class=3), "exc_class=3: give a class"),
-        (lambda: ours(models.AddsOne()).with_exception_handling(threshold=7), "threshold=7: give the largest share"),
+        ({"keep_alive": "x"}, "keep_alive='x': give seconds"),
+        ({"inference_args": 3}, "inference_args=3: give a dict"),
+        ({"metrics_namespace": 4}, "metrics_namespace=4: give a name as text"),
+        ({"metrics_namespace": ""}, "metrics_namespace='': give a name as text"),
+        ({"model_identifier": 4}, "model_identifier=4: give a name as text"),
+        ({"watch_model_pattern": 4}, "watch_model_pattern=4: give a pattern of files"),
+        ({"watch_model_pattern": "*.pt", "model_metadata_pcoll": SIDE}, "both name the model"),
+        ({"model_metadata_pcoll": "*.pt"}, "model_metadata_pcoll='*.pt': give a PCollection of ModelMetadata"),
+        ({"watch_model_pattern": "*.pt", "interval": "a"}, "interval='a': give seconds above 0"),
+        ({"watch_model_pattern": "*.pt", "interval": 0}, "interval=0: give seconds above 0"),
+        ({"watch_model_pattern": "*.pt", "stop_timestamp": "never"}, "stop_timestamp='never': give a Timestamp"),
+        ({"interval": 5}, "interval=5 says how files are watched: give watch_model_pattern, too"),
+        ({"monitoring_transform": print}, "give a PTransform, such as beam.Map(function)"),
+        ({"memory_budget": "much"}, "memory_budget='much'"),
+        ({"threads": 1.5}, "threads=1.5"),
+        ({"model_copies": 0, "mode": "medium"}, "model_copies=0"),
     ],
 )
-def test_wrong_settings_are_refused_when_the_step_is_made(make: Any, words: str) -> None:
+def test_wrong_settings_are_refused_when_the_step_is_made(options: dict[str, Any], words: str) -> None:
     with pytest.raises(errors.InvalidSetting, match=re.escape(words)):
-        make()
+        ours(models.AddsOne(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"exc_class": 3}, "exc_class=3: give a class"),
+        ({"exc_class": ()}, "exc_class=(): give a class"),
+        ({"threshold": 7}, "threshold=7: give the largest share"),
+        ({"threshold": "all"}, "threshold='all': give the largest share"),
+        ({"timeout": "5s"}, "timeout='5s': give seconds above 0"),
+        ({"timeout": float("inf")}, "timeout=inf: give seconds above 0"),
+        ({"use_subprocess": 2}, "use_subprocess=2: give True or False"),
+    ],
+)
+def test_wrong_settings_of_dead_letters_are_refused_at_once(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(errors.InvalidSetting, match=re.escape(words)):
+        ours(models.AddsOne()).with_exception_handling(**options)
+    with pytest.raises(errors.InvalidSetting, match="model_handler_provider=3: give a function"):
+        kit.beam.RunInference.from_callable(3)  # type: ignore[arg-type]
 
 
 def test_a_dying_process_costs_nothing(tmp_path: Path) -> None:
@@ -565,6 +623,16 @@ def test_settings_go_along_and_can_be_changed() -> None:
         deployment.to_beam()
 
 
+def test_a_step_shows_how_it_is_served_and_by_which_deployment() -> None:
+    step = ours(models.AddsOne(), mode="medium", model_copies=3, processes=1, threads=2)
+    words = "AddsOne: mode 'medium', 1 process × 2 threads, 3 copies of the model; deployment"
+    assert str(step) == repr(step) == f"<kit.beam.RunInference of {words} {step.deployment_name!r}>"
+    assert step.deployment_name.startswith("beam-")
+    assert step.deployment_name != ours(models.AddsOne(), mode="large").deployment_name
+    by_key = ours(kit.KeyedModelHandler([kit.KeyModelMapping(["a"], models.AddsOne())]), processes=2)
+    assert "KeyedModelHandler: mode 'default', 2 processes × 1 thread, models by key;" in repr(by_key)
+
+
 def test_the_best_of_a_comparison_goes_into_a_pipeline() -> None:
     compared = kit.compare(Doubling(), list(range(64)), modes=["default"], processes=1, repeats=1, seconds=0.1)
     step = compared.best().to_beam()
@@ -585,7 +653,7 @@ def test_nothing_of_a_pipeline_is_left_over() -> None:
         (3, {}, "isn't a model handler"),
         (models.AddsOne, {}, "is a class"),
         (models.AddsOne(), {"mode": "huge"}, "mode='huge'"),
-        (models.AddsOne(), {"proceses": 2}, "doesn't know proceses"),
+        (models.AddsOne(), {"proceses": 2}, "no option 'proceses': did you mean 'processes'"),
         (models.AddsOne(), {"processes": 0}, "processes=0"),
     ],
 )

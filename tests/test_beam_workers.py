@@ -91,13 +91,40 @@ def test_workers_share_one_deployment_and_every_element_comes_back(run: Run) -> 
             done = running.run()
             done.wait_until_finish()
             loads = done.metrics().query(MetricsFilter().with_name("load_model_latency_milli_secs"))["distributions"]
-            print(json.dumps([serving(), counted(done, "num_inferences"), sum(one.committed.count for one in loads)]))
+            loads = sum(one.committed.count for one in loads)
+            print(json.dumps([serving(), counted(done, "num_inferences"), loads, step.deployment_name]))
     """)
-    (deployment,), inferences, loads = found
-    assert deployment["name"].startswith("beam-")
+    (deployment,), inferences, loads, name = found
+    assert deployment["name"] == name
     assert (deployment["mode"], deployment["handler"]) == ("large", "AddsOne")
     assert inferences == 2 * 1237
     assert loads == 1
+
+
+def test_batches_are_reported_as_they_were_computed(run: Run, tmp_path: Path) -> None:
+    """Each element is in one of them. One that holds elements of both workers is reported by both: its own ones."""
+    found = run("""
+        def distribution(done, name):
+            found = done.metrics().query(MetricsFilter().with_name(name))["distributions"]
+            return [[one.committed.count, one.committed.sum, one.committed.max] for one in found]
+
+        if __name__ == "__main__":
+            texts = ["a" * (1 + number % 31) for number in range(1237)]
+            running = beam.Pipeline(options=OPTIONS)
+            handler = models.Notes(sys.argv[1] + "/noted", max_batch_size=16)
+            results = running | beam.Create(texts) | kit.beam.RunInference(handler, processes=2)
+            assert_that(results, equal_to([text.upper() for text in texts]))
+            done = running.run()
+            done.wait_until_finish()
+            names = "inference_request_batch_size", "inference_request_batch_byte_size"
+            print(json.dumps([counted(done, "num_inferences"), *(distribution(done, name) for name in names)]))
+    """)
+    inferences, ((count, total, largest),), ((_, size_bytes, _),) = found
+    noted = [int(line.split()[0]) for line in (tmp_path / "noted").read_text().splitlines()]
+    assert (inferences, total, sum(noted)) == (1237, 1237, 1237)
+    assert size_bytes == sum(1 + number % 31 for number in range(1237))
+    assert largest <= max(noted)
+    assert len(noted) <= count < 2 * len(noted)
 
 
 def test_tensors_failures_and_windows_come_back_where_they_belong(run: Run) -> None:
@@ -222,10 +249,13 @@ def test_pipelines_ask_a_named_deployment_and_leave_it_as_it_is(run: Run) -> Non
                     results = running | beam.Create(range(101)) | deployment.to_beam()
                     inferences = results | beam.Map(lambda result: result.inference)
                     assert_that(inferences, equal_to(list(range(1, 102))))
-                print(json.dumps([serving(), deployment.counters["answered"]]))
+                shown = repr(deployment.to_beam())
+                print(json.dumps([serving(), deployment.counters["answered"], shown]))
     """)
-    (deployment,), answered = found
+    (deployment,), answered, shown = found
     assert (deployment["name"], answered) == ("mine", 101)
+    words = "AddsOne: mode 'default', 1 process × 1 thread, 1 copy of the model; deployment 'mine'"
+    assert shown == f"<kit.beam.RunInference of {words}>"
 
 
 def test_the_kits_handlers_in_beams_own_workers(run: Run) -> None:

@@ -118,18 +118,18 @@ def run_frame(*values: Any) -> bytes:
 def test_requests_that_make_no_sense_close_their_connection_only(served: Any) -> None:
     for frame in (
         run_frame("options", [1]),
-        run_frame((False, None, None, None, 0), "text"),
-        run_frame((False, None, None, None, 0), []),
-        run_frame((False, "soon", None, None, 0), [1]),
-        run_frame((False, None, None, [1], 0), [1]),
-        run_frame((False, None, None, None, 0)),
+        run_frame((False, None, None, None, 0, False), "text"),
+        run_frame((False, None, None, None, 0, False), []),
+        run_frame((False, "soon", None, None, 0, False), [1]),
+        run_frame((False, None, None, [1], 0, False), [1]),
+        run_frame((False, None, None, None, 0, False)),
     ):
         assert_refused(frame)
 
 
 def test_fuzzed_messages_never_reach_others(served: Any) -> None:
     draw = random.Random(7)
-    good = run_frame((False, None, None, None, 0), [1, 2, [3, "x"], {"a": 1.5}])
+    good = run_frame((False, None, None, None, 0, False), [1, 2, [3, "x"], {"a": 1.5}])
     for _ in range(60):
         damaged = bytearray(good)
         for _ in range(draw.randint(1, 4)):
@@ -185,7 +185,7 @@ def test_pickles_are_never_read_unless_the_owner_allows_them(served: Any, tmp_pa
 
     peer = attached()
     peer.allow_pickle = True
-    encoder = peer.encoder().add((False, None, None, None, 0)).add([Boom()])
+    encoder = peer.encoder().add((False, None, None, None, 0, False)).add([Boom()])
     peer.send(protocol.RUN, encoder, 1)
     assert is_closed(peer.sock)
     peer.close()
@@ -203,7 +203,7 @@ def test_a_kernel_that_reads_nothing_stalls_nobody_else(served: Any) -> None:
     peer = attached()
     examples = [np.zeros(250_000, np.float32)]  # 1 MB: more than the ring holds, in all
     for number in range(1, 151):
-        peer.send(protocol.RUN, peer.encoder().add((False, None, None, None, 0)).examples(examples), number)
+        peer.send(protocol.RUN, peer.encoder().add((False, None, None, None, 0, False)).examples(examples), number)
         if number % 20 == 0:
             assert served.predict([number])[0].inference == 2 * number
     for number in range(20):
@@ -214,7 +214,7 @@ def test_a_kernel_that_reads_nothing_stalls_nobody_else(served: Any) -> None:
 def test_a_flood_of_requests_closes_the_connection(served: Any) -> None:
     peer = attached()
     peer.sock.setblocking(True)
-    frame = run_frame((False, None, None, None, 0), [1])  # the same number each time
+    frame = run_frame((False, None, None, None, 0, False), [1])  # the same number each time
     with pytest.raises(ConnectionError):
         for _ in range(100_000):
             peer.sock.sendall(frame + frame)

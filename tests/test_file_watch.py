@@ -15,6 +15,7 @@ import torch
 import kit
 from kit import errors
 from kit.handlers import PytorchModelHandlerTensor
+from tests.models import Doubling
 
 INTERVAL_S = 0.1
 
@@ -134,7 +135,17 @@ def test_ends_with_the_deployment(deployment: kit.Deployment, folder: Path) -> N
         deployment.watch("*.pt")
 
 
-@pytest.mark.parametrize(("pattern", "interval_s"), [("", 1), ("*.pt", 0), ("*.pt", -1), ("*.pt", "1"), (3, 1)])
+@pytest.mark.parametrize(
+    ("pattern", "interval_s"),
+    [("", 1), ("*.pt", 0), ("*.pt", -1), ("*.pt", "1"), (3, 1), ("*.pt", float("inf")), ("*.pt", None)],
+)
 def test_bad_input(deployment: kit.Deployment, pattern: Any, interval_s: Any) -> None:
     with pytest.raises(errors.InvalidSetting):
         deployment.watch(pattern, interval_s=interval_s)
+
+
+def test_a_model_that_comes_from_no_path_is_told_at_once() -> None:
+    """And not when the first file is there, hours later."""
+    with kit.deploy(Doubling(), processes=1) as deployment:
+        with pytest.raises(errors.InvalidSetting, match="Doubling has no update_model_path"):
+            deployment.watch("*.pt")

@@ -301,6 +301,25 @@ def test_options_have_beams_names() -> None:
         assert ours.model_copies() == theirs.model_copies()
 
 
+@pytest.mark.parametrize(("weight", "sizes"), [(0, {8, 4}), (50, {2}), (1_000_000, {1})])
+def test_elements_may_weigh_nothing_or_more_than_a_batch_may(weight: int, sizes: set[int]) -> None:
+    """The function of the user is taken as it is; batches are bounded by their number, or are of one element."""
+
+    class Sizes(kit.ModelHandler):
+        def load_model(self) -> object:
+            return object()
+
+        def run_inference(self, batch: Any, model: object, inference_args: Any = None) -> Any:
+            return [len(batch)] * len(batch)
+
+    handler = Sizes(max_batch_size=8, max_batch_weight=100, element_size_fn=lambda element: weight)
+    assert handler.batch_elements_kwargs()["element_size_fn"](999) == weight
+    examples = list(range(20))
+    assert {prediction.inference for prediction in examples | kit.RunInference(handler)} == sizes
+    with kit.deploy(handler, processes=1) as deployment:
+        assert {prediction.inference for prediction in deployment.predict(examples)} == sizes
+
+
 def test_the_table_of_behaviours_names_tests_that_there_are() -> None:
     """Every test of Beam's is in the table, and every test that the table names exists."""
     import re

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from kit import batching
@@ -29,12 +29,27 @@ def gives_results(handler: Any) -> bool:
 
 
 def counts_bytes(handler: Any) -> bool:
-    """True when a handler has a ``get_num_bytes`` of the user's own.
+    """True when a handler, or one of those of a keyed handler, has a ``get_num_bytes`` of the user's own.
 
     Beam's own ones pickle the batch or look at every number of a tensor, which may take longer than the model.
     """
     module = getattr(getattr(type(handler), "get_num_bytes", None), "__module__", None)
-    return module is not None and module.partition(".")[0] not in ("kit", "apache_beam")
+    own = module is not None and module.partition(".")[0] not in ("kit", "apache_beam")
+    return own or any(map(counts_bytes, getattr(handler, "handlers", ())))
+
+
+def unkeyed_bytes(handler: Any) -> Callable[[Sequence[Any]], int]:
+    """A function that gives the bytes of pairs of one model without their keys, as its handler counts them."""
+
+    def count(pairs: Sequence[Any]) -> int:
+        return int(handler.routes.of(pairs[0][0]).handler.get_num_bytes([example for _, example in pairs]))
+
+    return count
+
+
+def size_unkeyed(pairs: Sequence[Any]) -> int:
+    """The same of the arrays and texts themselves."""
+    return sum(_num_bytes(example) for _, example in pairs)
 
 
 def size_of(batch: Sequence[Any]) -> int:

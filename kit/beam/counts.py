@@ -1,4 +1,8 @@
-"""What a step reports of its windows: all of it together, and of models by key each apart, as Beam's handler does."""
+"""What a step reports of its windows: all of it together, and of models by key each apart, as Beam's handler does.
+
+Sizes, bytes and latencies are those of the batches that were computed, as the engine tells them. A batch of several
+workers' examples is reported by each of them: its own examples in it, and the seconds of the whole batch.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,10 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from kit.beam.metrics import Reporter, sizes_of
+from kit.beam.core_handler import size_of, size_unkeyed, unkeyed_bytes
+from kit.beam.metrics import Reporter
 from kit.beam.options import Options
 from kit.engine.requests import Failure
-from kit.handler import _num_bytes
 
 if TYPE_CHECKING:
     from kit.beam.serving import Shared
@@ -23,12 +27,13 @@ class Counts:
     """Reports the windows of a step; nothing where the handler reports its own metrics.
 
     Args:
-        count_bytes: of a batch.
+        handler: counts the bytes of a batch; None for those of its arrays and texts.
     """
 
-    def __init__(self, options: Options, count_bytes: Callable[[Any], int]) -> None:
+    def __init__(self, options: Options, handler: Any | None) -> None:
         self._options = options
-        self._count_bytes = count_bytes
+        self._count_bytes: Callable[[Any], int] = size_of if handler is None else handler.get_num_bytes
+        self._count_unkeyed = size_unkeyed if handler is None else unkeyed_bytes(handler)
         namespace = options.namespace
         self._all = None if namespace is None else Reporter(namespace)
         self._by_key = None if namespace is None or not options.groups else ByKey(namespace, options.groups)
@@ -57,23 +62,30 @@ class Counts:
         """A window that was answered, in a deployment whose loads may be unreported; `failures` of its results are."""
         if self._all is None:
             return
-        good = window.examples
+        examples, bad = window.examples, set()
         if failures:
-            self.failed(example for example, one in zip(good, results, strict=True) if type(one) is Failure)
-            good = [example for example, one in zip(good, results, strict=True) if type(one) is not Failure]
-        seconds = (window.done_at or time.monotonic()) - window.sent_at
+            bad = {at for at, one in enumerate(results) if type(one) is Failure}
+            self.failed(examples[at] for at in sorted(bad))
+        good = [example for at, example in enumerate(examples) if at not in bad] if bad else examples
         news = True
         if self._by_key is not None:
-            news = self._by_key.answered(good, seconds) or time.monotonic() - self._looked_at > LOOK_S
+            news = self._by_key.answered(good) or time.monotonic() - self._looked_at > LOOK_S
         if news and shared is not None:
             self._report_loads(shared)
-        if not good:
-            return
-        if self._options.prebatched:
-            sizes = [max(1, len(batch)) for batch in good]
-            self._all.batches(sizes, sum(map(self._count_bytes, good)), seconds)
-        else:
-            self._all.batches(sizes_of(len(good), self._options.batch_size), self._count_bytes(good), seconds)
+        if good:
+            self._all.answered(sum(max(1, len(batch)) for batch in good) if self._options.prebatched else len(good))
+        for where, seconds in window.batches:
+            mine = [examples[at] for at in where if at not in bad]
+            if mine:
+                self._batch(mine, seconds)
+
+    def _batch(self, examples: list[Any], seconds: float) -> None:
+        assert self._all is not None
+        batch = examples[0] if self._options.prebatched else examples
+        self._all.batch(max(1, len(batch)), self._count_bytes(batch), seconds)
+        reporter = None if self._by_key is None else self._by_key.of(examples[0])
+        if reporter is not None:
+            reporter.batch(len(examples), self._count_unkeyed(examples), seconds)
 
     def _report_loads(self, shared: Shared) -> None:
         self._looked_at = time.monotonic()
@@ -132,19 +144,16 @@ class ByKey:
             return None
         return self.of_key(example[0])
 
-    def answered(self, examples: Iterable[Any], seconds: float) -> bool:
-        """Examples that were answered together; True when a model among theirs wasn't seen before."""
-        found: dict[Hashable, list[int]] = {}
-        total = 0
+    def answered(self, examples: Iterable[Any]) -> bool:
+        """Examples that were answered; True when a model among theirs wasn't seen before."""
+        found: dict[Hashable, int] = {}
         for example in examples:
             if type(example) is tuple and len(example) == 2:  # those without a key have no model apart
-                counts = found.setdefault(self._groups.get(example[0]), [0, 0])
-                counts[0] += 1
-                counts[1] += _num_bytes(example[1])
-            total += 1
-        for group, (count, size_bytes) in found.items():
+                group = self._groups.get(example[0])
+                found[group] = found.get(group, 0) + 1
+        for group, count in found.items():
             if group in self._reporters:
-                self._reporters[group].batches([count], size_bytes, seconds * count / total)
+                self._reporters[group].answered(count)
         news = not self._seen.issuperset(found)
         self._seen.update(found)
         return news

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -12,7 +11,6 @@ import apache_beam as beam
 from apache_beam.utils.windowed_value import WindowedValue
 
 from kit import errors
-from kit.beam.core_handler import size_of
 from kit.beam.counts import Counts
 from kit.beam.failures import Info, as_raised, info_of
 from kit.beam.options import Options
@@ -22,6 +20,7 @@ from kit.beam.versions import Version, version_of
 from kit.beam.window import AT_ONCE, Window
 from kit.daemon.remote_deployment import RemoteDeployment
 from kit.engine.requests import Failure
+from kit.engine.runner import Batch
 
 #: How many windows are under way.
 AHEAD = 4
@@ -48,8 +47,7 @@ class ServeDoFn(beam.DoFn):
 
     def setup(self) -> None:
         # Only where it must be is the handler unpickled here: its libraries may take more memory than all else.
-        count_bytes = self._source.handler().get_num_bytes if self._options.own_bytes else size_of
-        self._counts = Counts(self._options, count_bytes)
+        self._counts = Counts(self._options, self._source.handler() if self._options.own_bytes else None)
         self._sent: deque[Window] = deque()
         self._window = self._new_window()
         if not self._options.side_input:
@@ -126,10 +124,11 @@ class ServeDoFn(beam.DoFn):
         assert self._lease is not None
         options = self._options
         window.future = future = None
+        batches: list[Batch] = []
+        window.batches = batches
         window.tries += 1
         try:
             window.deployment = self._lease.shared.deployment(options.timeout_s)
-            window.sent_at = time.monotonic()
             # Through a link predictions come in blocks, which needn't be objects before they are emitted.
             can = isinstance(window.deployment, RemoteDeployment) and not options.prebatched
             unmade = {"unmade": True} if can else {}
@@ -138,13 +137,13 @@ class ServeDoFn(beam.DoFn):
                 options.inference_args,
                 isolate=options.exc_class is not None,
                 batch_timeout_s=options.timeout_s,
+                batches=None if options.namespace is None else batches,
                 **unmade,
             )
         except Exception as error:
             future = Future()
             future.set_exception(_as_ours(error, options.timeout_s))
         window.future = future
-        future.add_done_callback(lambda _: setattr(window, "done_at", time.monotonic()))
 
     def _what_is_done(self) -> Iterator[Any]:
         while self._sent and (len(self._sent) >= AHEAD or self._sent[0].done):

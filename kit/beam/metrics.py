@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from apache_beam.metrics import Metrics
 
 
@@ -25,15 +23,15 @@ class Reporter:
         self._model_bytes = Metrics.distribution(namespace, f"{start}model_byte_size")
         self._load_ms = Metrics.distribution(namespace, f"{start}load_model_latency_milli_secs")
 
-    def batches(self, sizes: Sequence[int], size_bytes: int, seconds: float) -> None:
-        """Examples that were answered in batches of `sizes`, together of `size_bytes` bytes in `seconds`."""
-        total = sum(sizes)
-        for size in sizes:
-            share = size / total
-            self._latency_us.update(int(seconds * 1e6 * share))
-            self._size.update(size)
-            self._bytes.update(int(size_bytes * share))
-        self._inferences.inc(total)
+    def answered(self, count: int) -> None:
+        """Examples that were answered."""
+        self._inferences.inc(count)
+
+    def batch(self, size: int, size_bytes: int, seconds: float) -> None:
+        """A batch that was computed."""
+        self._latency_us.update(int(seconds * 1e6))
+        self._size.update(size)
+        self._bytes.update(int(size_bytes))
 
     def failed(self, count: int = 1) -> None:
         """Batches that failed."""
@@ -43,10 +41,3 @@ class Reporter:
         """A model was loaded."""
         self._load_ms.update(int(seconds * 1e3))
         self._model_bytes.update(int(size_bytes))
-
-
-def sizes_of(count: int, size: int | None) -> list[int]:
-    """Sizes of the batches that `count` examples make."""
-    if size is None or size >= count:
-        return [count]
-    return [size] * (count // size) + ([count % size] if count % size else [])

@@ -85,6 +85,11 @@ class Source:
         return Source(None, "", {}, f"name:{name}", home(), name=name)
 
     @property
+    def shared_name(self) -> str:
+        """Of the named deployment that worker processes share."""
+        return self.name or f"beam-{self.key[:24]}"
+
+    @property
     def place(self) -> tuple[str, str | None]:
         """Its place among the deployments of a process."""
         return self.key, self.live
@@ -124,14 +129,13 @@ class Source:
         if self.home == home():
             return kit.deploy(self.handler(), **self.settings), True
         assert self.packed is not None
-        name = f"beam-{self.key[:24]}"
         keep_alive_s = parse_seconds(self.keep_alive)
         try:
             named = serve_packed(
-                name, self.packed, self.digest, self.settings, keep_alive_s=keep_alive_s, allow_pickle=True
+                self.shared_name, self.packed, self.digest, self.settings, keep_alive_s=keep_alive_s, allow_pickle=True
             )
         except errors.NameTaken:  # somebody has updated its model since
-            return kit.connect(name), False
+            return kit.connect(self.shared_name), False
         return named, not named.attached
 
     def owns(self, deployment: Deployment) -> bool:

@@ -10,14 +10,16 @@ from apache_beam.ml.inference.base import RunInferenceDLQ
 from apache_beam.transforms.window import FixedWindows, GlobalWindows
 
 from kit import errors
+from kit.beam import arguments
 from kit.beam.core_handler import core_of, counts_bytes, gives_results, groups_of, largest_batch
 from kit.beam.dofn import BAD, ServeDoFn, ServeInWindows
 from kit.beam.options import Options
 from kit.beam.serving import Source
-from kit.checks import check_handler, check_mapping, check_platform, check_positive
-from kit.daemon.durations import parse_seconds
+from kit.checks import check_function, check_handler, check_platform
 from kit.daemon.remote_deployment import RemoteDeployment
 from kit.deployment import Deployment
+from kit.inputs import sized
+from kit.option_names import names_checked
 from kit.settings import Settings, given
 
 
@@ -33,7 +35,9 @@ class RunInference(beam.PTransform):
         keep_alive: how long the deployment that the worker processes of a machine share goes on after the last
             request, seconds or text such as "5m".
         model_metadata_pcoll: side input of ModelMetadata, whose path the handler's ``update_model_path`` is given.
-        watch_model_pattern: glob of files; the newest one is the model. `kwargs`: interval, stop_timestamp.
+        watch_model_pattern: glob of files; the newest one is the model.
+        interval: seconds between two looks at the files, 360 by default.
+        stop_timestamp: when to stop looking, seconds since 1970 or Beam's Timestamp; never by default.
         model_identifier: tells steps apart. Steps with equal handlers, settings and identifiers share a deployment.
         monitoring_transform: is given a copy of the results before post-processing.
 
@@ -41,9 +45,23 @@ class RunInference(beam.PTransform):
         InvalidSetting: not a handler, or settings that can't work. HandlerNotPicklable: it can't travel.
 
     Differences from Beam's: with exception handling one failing example doesn't fail those of its batch, and
-    timestamps of elements are kept.
+    timestamps of elements are kept. Metrics of batches are of those that were computed, timed where the model is; a
+    batch of several workers' elements is reported by each of them: its own elements, and the seconds of the whole.
     """
 
+    # numpy, torch and pandas must not broadcast | over this object, but leave it to __ror__.
+    __array_ufunc__ = None
+    __pandas_priority__ = 1_000_000
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if len(args) == 2 and isinstance(args[1], RunInference):
+            return args[1].__ror__(args[0])
+        return NotImplemented
+
+    @names_checked
     def __init__(
         self,
         model_handler: Any,
@@ -58,33 +76,29 @@ class RunInference(beam.PTransform):
         keep_alive: float | str | None = "60s",
         model_metadata_pcoll: Any = None,
         watch_model_pattern: str | None = None,
+        interval: float | None = None,
+        stop_timestamp: Any = None,
         model_identifier: str | None = None,
         monitoring_transform: Any = None,
-        **kwargs: Any,
     ) -> None:
         super().__init__()
         check_platform()
-        unknown = set(kwargs) - {"interval", "stop_timestamp"}
-        if unknown:
-            raise errors.InvalidSetting(f"kit.beam.RunInference doesn't know {', '.join(sorted(unknown))}.")
-        if watch_model_pattern is not None and model_metadata_pcoll is not None:
-            raise errors.InvalidSetting(
-                f"watch_model_pattern={watch_model_pattern!r} and model_metadata_pcoll both name the model: give one."
-            )
-        check_mapping("inference_args", inference_args)
-        parse_seconds(keep_alive)
+        arguments.check_step(metrics_namespace, model_identifier, keep_alive, inference_args)
+        watching = {"interval": interval, "stop_timestamp": stop_timestamp}
+        arguments.check_source(model_metadata_pcoll, watch_model_pattern, watching)
+        arguments.check_monitoring(monitoring_transform)
         wanted = given(mode, processes, threads, model_copies, memory_budget)
         self._handler: Any = None
         self._identifier = model_identifier
-        self._source = self._source_of(model_handler, wanted, keep_alive)
         self._inference_args = inference_args
+        self._source = self._source_of(model_handler, wanted, keep_alive)
         if metrics_namespace is None and hasattr(model_handler, "get_metrics_namespace"):
             metrics_namespace = model_handler.get_metrics_namespace()  # also of Beam's that the kit's stands in for
         self._namespace = metrics_namespace
         self._model_pcoll = model_metadata_pcoll
         self._pattern = watch_model_pattern
         self._monitoring = monitoring_transform
-        self._watching = kwargs
+        self._watching = {name: value for name, value in watching.items() if value is not None}
         self._letters: dict[str, Any] | None = None
 
     def _source_of(self, target: Any, wanted: dict[str, Any], keep_alive: float | str | None) -> Source:
@@ -94,6 +108,7 @@ class RunInference(beam.PTransform):
                     f"{target.name!r} is a named deployment with settings of its own: change them with "
                     "deployment.switch, or give kit.beam.RunInference the handler."
                 )
+            self._words = _in_words(target.handler.type_name, target.settings, by_key=target.handler.by_key)
             return Source.named(target.name)
         live = None
         if isinstance(target, Deployment):
@@ -109,12 +124,16 @@ class RunInference(beam.PTransform):
                     inner.as_given = True
             settings = Settings.make(handler, **wanted)
         self._handler = handler
+        handler.validate_inference_args(self._inference_args)
+        by_key = getattr(handler, "routes", None) is not None
+        self._words = _in_words(type(handler).__name__, settings, by_key=by_key)
         kept = {name: getattr(settings, name) for name in wanted}
         return Source.of(core_of(handler), kept, live=live, keep_alive=keep_alive, identifier=self._identifier)
 
     @classmethod
     def from_callable(cls, model_handler_provider: Callable[..., Any], **kwargs: Any) -> Self:
         """The transform for the handler that a function returns when it is given `kwargs`."""
+        check_function("model_handler_provider", model_handler_provider, needed=True)
         return cls(model_handler_provider(**kwargs))
 
     def with_exception_handling(
@@ -134,26 +153,37 @@ class RunInference(beam.PTransform):
             timeout: longest that loading the model, and computing a batch, may take, seconds.
 
         Raises:
-            InvalidSetting: `exc_class` isn't of exceptions, `threshold` no share, or `timeout` no time.
+            InvalidSetting: `exc_class` isn't of exceptions, `use_subprocess` no bool, `threshold` no share, or
+                `timeout` no time.
         """
-        check_positive("timeout", timeout)
-        classes = exc_class if isinstance(exc_class, tuple) else (exc_class,)
-        if not all(isinstance(one, type) and issubclass(one, BaseException) for one in classes):
-            raise errors.InvalidSetting(f"exc_class={exc_class!r}: give a class of exceptions, or a tuple of them.")
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-            raise errors.InvalidSetting(f"threshold={threshold!r}: give the largest share of failures, from 0 to 1.")
-        self._letters = {
-            "exc_class": exc_class,
-            "use_subprocess": use_subprocess,
-            "threshold": threshold,
-            "timeout": timeout,
-        }
+        self._letters = arguments.letters(exc_class, use_subprocess, threshold, timeout)
         return self
 
     def with_monitoring_transform(self, monitoring_transform: Any) -> Self:
         """Have a transform be given a copy of the results before post-processing."""
+        arguments.check_monitoring(monitoring_transform)
         self._monitoring = monitoring_transform
         return self
+
+    @property
+    def deployment_name(self) -> str:
+        """Of the named deployment that the worker processes of a machine share, for `kit.connect` and ``kit stop``.
+
+        A model that a side input names has a deployment with another name.
+        """
+        return self._source.shared_name
+
+    def __ror__(self, left: Any, label: str | None = None) -> Any:
+        """Run a pipeline over examples that aren't in one: a list, or rows of an array, tensor or table."""
+        if hasattr(left, "__array__"):
+            left = list(sized(left))
+        return super().__ror__(left, label)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def __repr__(self) -> str:
+        return f"<kit.beam.RunInference of {self._words}; deployment {self.deployment_name!r}>"
 
     def annotations(self) -> dict[str, Any]:
         """What Beam keeps with the step."""
@@ -166,8 +196,6 @@ class RunInference(beam.PTransform):
 
     def expand(self, pcoll: Any) -> Any:
         handler = self._handler
-        if handler is not None:
-            handler.validate_inference_args(self._inference_args)
         before = [] if handler is None else list(handler.get_preprocess_fns())
         after = [] if handler is None else list(handler.get_postprocess_fns())
         pcoll, bad_before = self._map(pcoll, before, "Preprocess")
@@ -219,6 +247,11 @@ class RunInference(beam.PTransform):
                 pcoll, failed = pcoll | f"{what}-{number}" >> step.with_exception_handling(**self._letters)
                 bad.append(failed)
         return pcoll, bad
+
+
+def _in_words(name: str, settings: Settings, *, by_key: bool) -> str:
+    models = "models by key" if by_key else settings.copies_in_words
+    return f"{name}: mode {settings.mode!r}, {settings.workers_in_words}, {models}"
 
 
 def _check_share(examples: Any, bad: Any, threshold: float) -> None:

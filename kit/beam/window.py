@@ -9,6 +9,7 @@ from typing import Any
 from apache_beam.utils.windowed_value import WindowedValue
 
 from kit.deployment import Deployment
+from kit.engine.runner import Batch
 from kit.handler import _num_bytes
 
 #: Examples and bytes that are sent at once.
@@ -21,6 +22,7 @@ class Window:
 
     Attributes:
         places: the elements as they came, with window and timestamp.
+        batches: those in which they were computed, once they are answered.
     """
 
     examples: list[Any] = field(default_factory=list)
@@ -28,8 +30,7 @@ class Window:
     most: int = AT_ONCE
     future: Future[list[Any]] | None = None
     deployment: Deployment | None = None
-    sent_at: float = 0.0
-    done_at: float = 0.0
+    batches: list[Batch] = field(default_factory=list)
     tries: int = 0
 
     def add(self, element: Any, place: WindowedValue) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from functools import partial
 from itertools import chain, repeat
@@ -23,7 +23,7 @@ from kit.daemon.wire import Malformed
 from kit.engine.answer_future import AnswerFuture
 from kit.engine.codec import Rows
 from kit.engine.requests import Failure, results_of
-from kit.engine.runner import pick
+from kit.engine.runner import Batch, pick
 from kit.handler import _num_bytes
 
 #: Examples and bytes of a window at most, and windows under way.
@@ -74,6 +74,7 @@ class Job:
         window: examples that travel at once, at most.
         deaths: of workers that were asked directly before.
         unmade: the future may resolve to `Unmade` predictions.
+        batches: to be filled with each batch that is computed, before the answer is there.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Job:
         window: int = WINDOW,
         deaths: int = 0,
         unmade: bool = False,
+        batches: list[Batch] | None = None,
     ) -> None:
         self.future = AnswerFuture()
         self._connection = connection
@@ -100,6 +102,7 @@ class Job:
         self._on_progress = on_progress
         self._deaths = deaths
         self._unmade = unmade
+        self._batches = batches
         self._results: Any = [None] * len(rows)
         self._left = len(rows)
         self._next = 0
@@ -136,7 +139,14 @@ class Job:
         window = self._rows if stop - start == len(self._rows) else self._rows[start:stop]
         deadline_s = None if self._deadline is None else max(1e-3, self._deadline - time.monotonic())
         connection = self._connection
-        options = (self._isolate, deadline_s, self._batch_timeout_s, self._args, self._deaths)
+        options = (
+            self._isolate,
+            deadline_s,
+            self._batch_timeout_s,
+            self._args,
+            self._deaths,
+            self._batches is not None,
+        )
         encoder = connection.link.encoder().add(options).examples(window)
         number = connection.ask(RUN, encoder, partial(self._answered, start, stop))
         self._under_way.add(number)
@@ -173,7 +183,7 @@ class Job:
         troubles = decoder.value()
         for _ in range(decoder.value()):
             (where, plain, model_ids), values = decoder.value(), decoder.value()
-            indices = range(*where) if isinstance(where, tuple) else where
+            indices = _indices(where)
             if len(values) != len(indices):
                 raise Malformed("an answer of another length")
             if self._unmade and where == (0, len(self._rows)):
@@ -191,6 +201,11 @@ class Job:
                     results[index] = result
         for index, trouble in troubles.items():
             results[start + index] = Failure(self._rows[start + index], trouble_of(trouble).error())
+        if self._batches is not None:
+            for where, seconds in decoder.value():
+                indices = _indices(where)
+                shifted = indices if not start else [start + index for index in indices]
+                self._batches.append((shifted, seconds))
 
     # ---- end ---------------------------------------------------------------------------------
 
@@ -203,6 +218,11 @@ class Job:
     def _done(self, future: Future[list[Any]]) -> None:
         for number in list(self._under_way):
             self._connection.cancel(number)
+
+
+def _indices(where: Any) -> Sequence[int]:
+    """Indices that came as such or as (start, stop)."""
+    return range(*where) if isinstance(where, tuple) else where
 
 
 def _as_ours(error: Exception) -> Exception:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Changes when frames, or what they hold, do.
-VERSION = 3
+VERSION = 4
 
 #: kernel -> daemon (-> deployment): a dict, see `hello.hello`.
 HELLO = 1
@@ -15,10 +15,11 @@ ERROR = 3
 NEED_HANDLER = 4
 #: kernel -> deployment: the pickled handler, settings, a sample.
 HANDLER = 5
-#: kernel -> deployment: (isolate, deadline_s, batch_timeout_s, inference_args, deaths), examples.
+#: kernel -> deployment: (isolate, deadline_s, batch_timeout_s, inference_args, deaths, tell_batches), examples.
 #: kernel -> worker, over a direct line: when it was sent (monotonic seconds), examples.
 RUN = 6
-#: deployment -> kernel: failures by index, a count of pieces, and (indices, plain, model ids), values of each.
+#: deployment -> kernel: failures by index, a count of pieces, and (indices, plain, model ids), values of each;
+#: where they were asked for, the batches that were computed: (indices, seconds) of each.
 ANSWER = 7
 #: kernel -> deployment: drop the request of this number.
 CANCEL = 8

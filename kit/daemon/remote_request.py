@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Where the examples stand, (start, stop) or indices; whether values are results as they are; model ids; the values.
 Piece = tuple[tuple[Any, bool, Any], Any]
-_OPTIONS: tuple[Any, ...] = (bool, (float, int, type(None)), (float, int, type(None)), (dict, type(None)), int)
+_OPTIONS: tuple[Any, ...] = (bool, (float, int, type(None)), (float, int, type(None)), (dict, type(None)), int, bool)
 
 
 class RemoteRequest(Request):
@@ -42,9 +42,9 @@ class RemoteRequest(Request):
         Raises:
             Malformed: these aren't what they should be.
         """
-        if type(options) is not tuple or len(options) != 5 or not all(map(isinstance, options, _OPTIONS)):
+        if type(options) is not tuple or len(options) != 6 or not all(map(isinstance, options, _OPTIONS)):
             raise Malformed("not a request's options")
-        isolate, deadline_s, batch_timeout_s, inference_args, deaths = options
+        isolate, deadline_s, batch_timeout_s, inference_args, deaths, tell_batches = options
         if not 0 <= deaths <= 1:
             raise Malformed("more deaths than there can be")
         if not len(examples):
@@ -57,6 +57,7 @@ class RemoteRequest(Request):
             deadline=None if deadline_s is None else time.monotonic() + deadline_s,
             batch_timeout_s=batch_timeout_s,
             options=dispatcher.request_options,
+            batches=[] if tell_batches else None,
         )
         request.pieces = []
         request.troubles = {}
@@ -68,8 +69,7 @@ class RemoteRequest(Request):
 
     def answer(self, indices: Sequence[int], values: Any, model_ids: Any, plain: bool) -> None:
         """Keep the values of the examples at `indices`."""
-        where = (indices.start, indices.stop) if isinstance(indices, range) else list(indices)
-        self.pieces.append(((where, plain, model_ids), values))
+        self.pieces.append(((_where(indices), plain, model_ids), values))
         # One result for whoever shows the latest answer; the others are made where they are asked for.
         model_id = model_ids[-1] if isinstance(model_ids, list) else model_ids
         value, last = values[len(indices) - 1], indices[-1]
@@ -96,7 +96,14 @@ class RemoteRequest(Request):
         for about, values in pieces:
             encoder.add(about)
             encoder.examples(values)
+        if self.batches is not None:
+            encoder.add([(_where(indices), seconds) for indices, seconds in self.batches])
         return encoder
+
+
+def _where(indices: Sequence[int]) -> tuple[int, int] | list[int]:
+    """Indices as they travel: (start, stop) of a range."""
+    return (indices.start, indices.stop) if isinstance(indices, range) else list(indices)
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kit.engine.lane import Lane
 from kit.engine.requests import Chunk
+from kit.engine.runner import Batch, pick
 from kit.engine.trouble import Trouble
 from kit.metrics import Counters, LatencySplit
 
@@ -29,6 +30,8 @@ class Answers:
         """Count the latency of a chunk that was just answered."""
         began = max(message.stamp, chunk.sent_at)
         self.counters.batches += message.attempt
+        if chunk.asks_for_batches:
+            _note_batches(chunk, lane.batches_of(chunk, message))
         for part in chunk.parts:
             total = now - part.request.accepted_at
             queue = max(0.0, began - part.request.accepted_at)
@@ -75,6 +78,18 @@ class Answers:
         else:
             for request, _ in chunk.parts:
                 request.fail_all(trouble.error())
+
+
+def _note_batches(chunk: Chunk, batches: list[Batch]) -> None:
+    """Tell the requests of a chunk of the batches in which some of their examples were."""
+    for where, seconds in batches:
+        start = 0
+        for request, indices in chunk.parts:
+            stop = start + len(indices)
+            mine = [at - start for at in where if start <= at < stop] if len(chunk.parts) > 1 else where
+            if mine:
+                request.note_batch(pick(indices, mine), seconds)
+            start = stop
 
 
 def _made(lane: Lane, seconds: float) -> dict[str, Any]:

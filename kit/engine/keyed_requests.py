@@ -51,6 +51,7 @@ class Group(Request):
         self._whole = whole
         self.future = whole.future
         self.turn = whole.turn
+        self.batches = whole.batches
         self.accepted_at = whole.accepted_at
         self.route = route
         self.positions = positions
@@ -70,6 +71,10 @@ class Group(Request):
         if not self._finished:
             results = [(pairs[index][0], result) for index, result in zip(indices, results, strict=True)]
         self._whole.answer([places[index] for index in indices], results, None, True)
+
+    def note_batch(self, indices: Sequence[int], seconds: float) -> None:
+        """Note that a batch was computed, as one of the whole request."""
+        self._whole.note_batch([self.positions[index] for index in indices], seconds)
 
     def fail(self, index: int, trouble: Trouble) -> None:
         """Note that one example failed, with the whole request's."""

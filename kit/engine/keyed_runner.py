@@ -16,7 +16,7 @@ from typing import Any
 from kit import batching, errors
 from kit.engine.local_model import Compute
 from kit.engine.requests import results_of
-from kit.engine.runner import Outcome, Runner
+from kit.engine.runner import Batch, Outcome, Runner
 from kit.engine.trouble import Trouble
 from kit.key_routes import Route, key_of
 
@@ -73,12 +73,12 @@ class KeyedRunner:
         """All of `parts` in one outcome, in the order of the examples; see `Runner.run`."""
         values: list[Any] = [None] * len(examples)
         troubles: dict[int, Trouble] = {}
-        batches: list[tuple[int, float]] = []
+        batches: list[Batch] = []
         for positions, outcome in self.parts(examples, inference_args, isolate=isolate, check=check):
             for position, value in zip(positions, outcome.values, strict=True):
                 values[position] = value
             troubles.update({positions[at]: trouble for at, trouble in outcome.troubles.items()})
-            batches += outcome.batches
+            batches += [([positions[at] for at in where], seconds) for where, seconds in outcome.batches]
         return Outcome(values, None, True, troubles, batches)
 
     def parts(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kit.engine.dispatcher import Dispatcher
     from kit.engine.process import Process
     from kit.engine.requests import Chunk
+    from kit.engine.runner import Batch
     from kit.engine.topology import Topology
 
 
@@ -55,6 +56,7 @@ class Lane:
         self._about: Any = None
         self._sending = threading.Lock()  # a chunk follows what was said about it
         self._model_ids: Any = None
+        self._batches: tuple[int, list[Batch]] = (0, [])  # of the chunk with that id
 
     @property
     def head(self) -> Chunk | None:
@@ -84,6 +86,13 @@ class Lane:
         for field, chunk in zip((fields.CANCELLED, fields.ALSO_CANCELLED), self.in_flight, strict=False):
             board.put(self.slot, field, chunk.id if chunk.ended else 0)
 
+    def batches_of(self, chunk: Chunk, message: Any) -> list[Batch]:
+        """In which batches a chunk that is being answered was computed, as far as the thread was asked to tell."""
+        told, batches = self._batches
+        if told == chunk.id:
+            return batches
+        return [(range(chunk.count), message.spent)] if message.attempt == 1 else []
+
     def take_back_all(self) -> list[Chunk]:
         """Remove all chunks, oldest first."""
         chunks = list(self.in_flight)
@@ -102,6 +111,8 @@ class Lane:
         flags = protocol.ISOLATE if chunk.isolate else 0
         if chunk.batch_timeout_s is not None:
             flags |= protocol.ALONE
+        if chunk.asks_for_batches:
+            flags |= protocol.TELL_BATCHES
         try:
             with self._sending:
                 if chunk.about != self._about:
@@ -151,6 +162,8 @@ class Lane:
             dispatcher.answered(self, message, value)
         elif kind == protocol.META:
             self._model_ids = value
+        elif kind == protocol.BATCHES:
+            self._batches = message.request, value
         elif kind == protocol.LATEST:
             dispatcher.answers.show(self, *value)
         elif kind == protocol.DOOR_SHUT:

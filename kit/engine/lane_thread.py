@@ -18,6 +18,7 @@ from kit.engine.model_store import KeyedRunners
 from kit.engine.protocol import (
     ALONE,
     ARGS,
+    BATCHES,
     DOOR_SHUT,
     FAILED,
     FULL_RESULT,
@@ -30,6 +31,7 @@ from kit.engine.protocol import (
     RESULT,
     RUN,
     SHUT_DOOR,
+    TELL_BATCHES,
 )
 from kit.engine.runner import Outcome, Runner
 from kit.engine.transport import Channel, ChannelClosed
@@ -148,6 +150,9 @@ class LaneThread:
             # Before the answer is there: whoever has it may look at once.
             self.board.add(self.slot, fields.EXAMPLES, len(outcome.values))
             self.board.add(self.slot, fields.BATCHES, len(outcome.batches))
+            # Of a batch that was all of the chunk the header of the result says enough.
+            if message.flags & TELL_BATCHES and (len(outcome.batches) != 1 or outcome.troubles):
+                self.lane.send(BATCHES, outcome.batches, request=message.request)
             self._send(outcome, message.request, started)
         self.board.put(self.slot, fields.COMPUTING_NS, 0)
         self.board.end(self.slot, began, 0, 0)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from kit import batching, errors
 from kit.engine.answer_future import AnswerFuture
 from kit.engine.codec import Rows
-from kit.engine.runner import pick
+from kit.engine.runner import Batch, pick
 from kit.engine.trouble import Trouble
 from kit.engine.turn import Turn
 from kit.handler import PredictionResult
@@ -48,6 +48,7 @@ class Request:
         batch_timeout_s: longest time that one batch may be computed, seconds.
         options: batching options; None when batches can't be planned before pre-processing.
         on_progress: called with a number of examples whenever that many more are done.
+        batches: to be filled with each batch that is computed, before the answer is there; see `note_batch`.
 
     Attributes:
         turn: says how it takes turns with others; None for one after the other.
@@ -67,6 +68,7 @@ class Request:
         batch_timeout_s: float | None = None,
         options: Mapping[str, Any] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        batches: list[Batch] | None = None,
     ) -> None:
         self.examples = examples
         self.count = len(examples)
@@ -75,6 +77,7 @@ class Request:
         self.deadline = deadline
         self.batch_timeout_s = batch_timeout_s
         self.on_progress = on_progress
+        self.batches = batches
         self.accepted_at = time.monotonic()
         self.future = AnswerFuture()
         self.results: list[Any] = [None] * self.count
@@ -167,6 +170,11 @@ class Request:
         for at, trouble in troubles.items():
             self.fail(indices[at], trouble)
 
+    def note_batch(self, indices: Sequence[int], seconds: float) -> None:
+        """Note that a batch was computed: which examples of this request were in it, and how long it took."""
+        if self.batches is not None:
+            self.batches.append((indices, seconds))
+
     def fail(self, index: int, trouble: Trouble) -> None:
         """Note that one example failed: a Failure in its place, or the end of the request."""
         error = trouble.error()
@@ -251,6 +259,11 @@ class Chunk:
     @property
     def batch_timeout_s(self) -> float | None:
         return self.parts[0].request.batch_timeout_s
+
+    @property
+    def asks_for_batches(self) -> bool:
+        """True when somebody wants to know in which batches it is computed."""
+        return any(part.request.batches is not None for part in self.parts)
 
     def let_go(self) -> None:
         """Release its model."""

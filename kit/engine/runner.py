@@ -12,10 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kit import batching, errors
-from kit.engine.codec import Rows, concatenate
+from kit.engine.codec import Rows
+from kit.engine.gather import gather
 from kit.engine.local_model import Compute, Computed
 from kit.engine.trouble import FAILURES, Trouble
 from kit.shorten import counted
+
+#: Which examples were computed in one batch, and in how many seconds.
+Batch = tuple[Sequence[int], float]
 
 
 class Outcome(NamedTuple):
@@ -26,14 +30,14 @@ class Outcome(NamedTuple):
         model_ids: one id for all values, or a list with one each.
         plain: True when the values are to be handed out as they are (post-processed).
         troubles: index -> what went wrong with that example; its value is None.
-        batches: (examples, seconds) of each batch that was computed.
+        batches: those that were computed.
     """
 
     values: Any
     model_ids: Any
     plain: bool
     troubles: dict[int, Trouble]
-    batches: list[tuple[int, float]]
+    batches: list[Batch]
 
 
 #: Longest time that batches computed in one go may take together, seconds: cancelling waits for it.
@@ -97,7 +101,7 @@ class Runner:
         troubles: dict[int, Trouble],
         kept: list[int] | None,
         isolate: bool,
-    ) -> tuple[Any, Any, bool, list[tuple[int, float]]]:
+    ) -> tuple[Any, Any, bool, list[Batch]]:
         count = len(examples)
         lengths = None if self._skip_batching else batching.lengths_of(examples, self._options)
         if self._skip_batching:
@@ -106,7 +110,7 @@ class Runner:
             plan = batching.plan(examples, self._options, self.sizer.size, lengths)
         planned = self.sizer.size
         done: list[tuple[Sequence[int], Computed]] = []
-        batches = []
+        batches: list[Batch] = []
         growing = not (self.sizer.settled or batching.bounded(self._options) or len(plan) < 2)
         position = 0
         while position < len(plan):
@@ -116,18 +120,18 @@ class Runner:
                 span = range(plan[position][0], plan[position + several - 1][-1] + 1)
                 together = self._together(pick(examples, span), len(plan[position]), args)
                 if together is not None:
-                    done.append((span if kept is None else [kept[index] for index in span], together))
-                    batches += [(len(part), together.seconds / several) for part in plan[position : position + several]]
+                    done.append((_at(kept, span), together))
+                    each_s = together.seconds / several
+                    batches += [(_at(kept, part), each_s) for part in plan[position : position + several]]
                     self._batch_s = together.seconds / several
                     position += several
                     continue
             indices = plan[position]
             position += 1
             batch = pick(examples, indices)
-            positions = indices if kept is None else [kept[index] for index in indices]
-            for part, computed in self._compute(batch, positions, args, troubles, isolate):
+            for part, computed in self._compute(batch, _at(kept, indices), args, troubles, isolate):
                 done.append((part, computed))
-                batches.append((len(part), computed.seconds))
+                batches.append((part, computed.seconds))
                 self.sizer.record(len(part), computed.seconds)
                 self._batch_s = computed.seconds
             if growing and position < len(plan) and self.sizer.size > planned:
@@ -136,7 +140,7 @@ class Runner:
                 rest = range(indices[-1] + 1, count) if ranges else [at for part in plan[position:] for at in part]
                 plan, position = batching.plan(examples, self._options, planned, lengths, rest), 0
         total = count if kept is None else count + len(troubles)
-        values, model_ids, raw = _gather(done, total)
+        values, model_ids, raw = gather(done, total)
         return values, model_ids, raw, batches
 
     def _several(self, plan: list[Sequence[int]], position: int) -> int:
@@ -257,6 +261,10 @@ class Runner:
         return Trouble.of(error, f"{self._name} failed on {what}")
 
 
+def _at(kept: list[int] | None, indices: Sequence[int]) -> Sequence[int]:
+    return indices if kept is None else [kept[index] for index in indices]
+
+
 def pick(examples: Any, indices: Sequence[int]) -> Any:
     """The examples at `indices`, as a list or Rows."""
     if type(examples) is Rows:
@@ -266,34 +274,3 @@ def pick(examples: Any, indices: Sequence[int]) -> Any:
             return examples
         return examples[indices.start : indices.stop]
     return [examples[index] for index in indices]
-
-
-def _gather(done: list[tuple[Sequence[int], Computed]], count: int) -> tuple[Any, Any, bool]:
-    """Bring the computed batches into the order of the examples."""
-    if not done:
-        return [None] * count, None, True
-    raw = done[0][1].raw
-    ids = {computed.model_id for _, computed in done}
-    in_order = sum(len(part) for part, _ in done) == count and _ascending(done)
-    if in_order and len(ids) == 1:
-        model_id = ids.pop()
-        if len(done) == 1:
-            return done[0][1].values, model_id, raw
-        joined = concatenate([computed.values for _, computed in done])
-        return joined, model_id, raw
-    values: list[Any] = [None] * count
-    model_ids: list[Any] = [None] * count
-    for part, computed in done:
-        for at, value in zip(part, computed.values, strict=True):
-            values[at] = value
-            model_ids[at] = computed.model_id
-    return values, (model_ids if len(ids) > 1 else ids.pop()), raw
-
-
-def _ascending(done: list[tuple[Sequence[int], Computed]]) -> bool:
-    at = 0
-    for part, _ in done:
-        if type(part) is not range or part.start != at:
-            return False
-        at = part.stop
-    return True

@@ -47,9 +47,16 @@ class Noting:
 
 
 def _wait_for_all(folder: Path) -> None:
+    """Wait until all processes have come here.
+
+    Raises:
+        TimeoutError: they haven't within `LONGEST_START_S`; what is measured then isn't what the figure says.
+    """
     (folder / str(os.getpid())).touch()
     until = time.monotonic() + LONGEST_START_S
-    while len(list(folder.iterdir())) < PROCESSES and time.monotonic() < until:
+    while (came := len(list(folder.iterdir()))) < PROCESSES:
+        if time.monotonic() > until:
+            raise TimeoutError(f"{came} of {PROCESSES} of Beam's workers have begun within {LONGEST_START_S:g} s.")
         time.sleep(0.005)
 
 
