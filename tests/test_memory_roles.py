@@ -16,7 +16,9 @@ import kit
 from kit import model_bytes
 from kit.mapped_files import in_mapped_files
 from kit.settings import Settings
+from kit.sizes import format_bytes
 from tests.models import Doubling, Wide
+from widgets.memory_plot import memory_facts
 
 PARTS = ["libraries_bytes", "weights_private_bytes", "weights_shared_bytes", "working_bytes"]
 WIDTH, LAYERS = 1024, 20
@@ -92,6 +94,8 @@ def test_a_file_that_others_map_too_counts_for_the_part_that_is_not_theirs(path)
         assert sum(found[part] for part in PARTS) == found["pss_bytes"]
         assert found["weights_shared_bytes"] == pytest.approx(SIZE / 2, rel=0.1)
         assert found["working_bytes"] > 0
+        shown = dict(memory_facts(deployment.snapshot(60), None)[0])
+        assert shown["weights, others' share"] == format_bytes(SIZE - found["weights_shared_bytes"])
         same = deployment.snapshot(60).predict_memory(deployment.settings)
         assert same["weights_shared_bytes"] == found["weights_shared_bytes"]
 

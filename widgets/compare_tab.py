@@ -43,7 +43,7 @@ class CompareTab:
         )  # fmt: skip
         self.race = widgets.Button(description="Race")
         self.race_progress = Progress("race", cancel_race)
-        self.race_picture = image("kit-race", "Throughput and memory of both modes; the numbers stand below it")
+        self.race_picture = image("kit-race")
         self.race_picture.layout.display = "none"
         self.race_words = widgets.HTML("")
         self._plot = RacePlot()

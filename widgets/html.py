@@ -55,8 +55,8 @@ def swatch(colour: str) -> str:
     return f'<span style="display:inline-block;width:.8em;height:.8em;background:{colour};margin-right:.4em"></span>'
 
 
-def facts(pairs: list[tuple[str, str]], colours: dict[str, str] | None = None) -> str:
-    """Names and values, one below the other; a colour makes the name the legend of a plot."""
+def facts(plot: str, pairs: list[tuple[str, str]], colours: dict[str, str] | None = None) -> str:
+    """The numbers of a plot, one below the other; a colour makes the name its legend."""
     colours = colours or {}
     rows = "".join(
         f'<tr><th scope="row" style="text-align:left;font-weight:normal;padding-right:.8em">'
@@ -64,7 +64,8 @@ def facts(pairs: list[tuple[str, str]], colours: dict[str, str] | None = None) -
         f'<td style="text-align:right;white-space:nowrap"><b>{escape(value)}</b></td></tr>'
         for name, value in pairs
     )
-    return f'<table style="line-height:1.45;border-collapse:collapse;font-size:12px">{rows}</table>'
+    about = f'aria-label="the numbers of the plot: {escape(plot)}"'
+    return f'<table {about} style="line-height:1.45;border-collapse:collapse;font-size:12px">{rows}</table>'
 
 
 def error_words(error: BaseException) -> tuple[str, str]:

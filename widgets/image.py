@@ -1,4 +1,4 @@
-"""A picture on the page, with words for those who don't see it."""
+"""A picture on the page."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from typing import Any
 import ipywidgets as widgets
 
 
-def image(name: str, words: str) -> Any:
-    """A widget for PNGs, of the class `name` on the page; its tooltip is what a screen reader says of it."""
-    widget = widgets.Image(format="png", layout={"max_width": "100%"}, tooltip=words)
+def image(name: str) -> Any:
+    """A widget for PNGs, of the class `name` on the page.
+
+    It has no place for words for those who don't see it, and with a tooltip it fails on the page; so these stand in
+    the table of numbers beside it (`html.facts`).
+    """
+    widget = widgets.Image(format="png", layout={"max_width": "100%"})
     widget.add_class(name)
     return widget

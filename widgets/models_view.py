@@ -33,9 +33,7 @@ class ModelsView:
         self._showing = False
         self._shown_budget: object = ()
         self._plot: ModelTimeline | None = None
-        self.timeline = image(
-            "kit-model-timeline", "When each model was loaded, a row a model; the numbers stand beside and below it"
-        )
+        self.timeline = image("kit-model-timeline")
         self.facts = _html("kit-model-facts")
         self.table = _html("kit-model-table")
         self.slider = widgets.FloatSlider(
@@ -94,7 +92,7 @@ class ModelsView:
             self._plot = ModelTimeline(len(best))
         named = [(model_rows.name(row, 22), log.spans(row)) for row in best]
         self.timeline.value = self._plot.draw(snapshot, named)
-        self.facts.value = facts(model_rows.facts(snapshot), COLOURS)
+        self.facts.value = facts("models over time", model_rows.facts(snapshot), COLOURS)
         self.table.value = model_table.draw(snapshot)
 
     def _draw_slider(self, snapshot: Snapshot) -> None:

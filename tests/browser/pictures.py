@@ -24,7 +24,7 @@ WATCH_S = 8
 
 def take(browser: Path, dark: bool) -> bytes:
     """A PNG of the Live tab after two switches and a death, with few colours."""
-    with tempfile.TemporaryDirectory() as folder, session(browser, Path(folder), dark=dark, height=1300) as page:
+    with tempfile.TemporaryDirectory() as folder, session(browser, Path(folder), dark=dark, height=1400) as page:
         small(page.server.work)
         page.open("small.ipynb")
         page.run_all()
