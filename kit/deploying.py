@@ -39,10 +39,12 @@ def deploy(
             the process that loads the model has one more.
         sample: a few examples to verify mode "shared" with before it serves; else the first batch is.
         name: serve in the daemon of this user: the deployment outlives this process, and others reach it with
-            ``kit.connect(name)``. Where the name serves the same handler already, this attaches to it.
+            ``kit.connect(name)``. Where the name serves the same handler already, this attaches to it, leaves its
+            settings as they are, and warns where others were given.
         keep_alive: with a name, how long it may go without a request before it ends: seconds, or text such as
             "30m"; None for no end.
-        replace: with a name that serves another handler, replace that by a hot update.
+        replace: with a name that is served already, load this handler, also the same one, and replace what is served
+            by a hot update; of the settings those that are given change, too.
         allow_pickle: with a name, let examples and predictions of any type travel, as pickles.
 
     Raises:
@@ -55,8 +57,9 @@ def deploy(
     wanted = given(mode, processes, threads, model_copies, memory_budget)
     if name is not None:
         import kit
+        from kit.daemon import kept
 
-        named: Deployment = kit._serve_named(
+        named = kit._serve_named(
             handler,
             name,
             wanted,
@@ -65,6 +68,7 @@ def deploy(
             replace=replace,
             allow_pickle=allow_pickle,
         )
+        kept.warn(named, wanted, keep_alive, allow_pickle)
         return named
     if keep_alive is not None or replace or allow_pickle:
         raise errors.InvalidSetting(

@@ -16,7 +16,8 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 import kit
 from kit import errors, magics_complete
-from kit.magics_args import HelpShown, parsers, settings_of, split_expression, switch_to, unmet, would_change
+from kit.checks import check_handler, check_platform
+from kit.magics_args import HelpShown, parsers, settings_of, split_expression, switch_to
 from kit.settings import MODES
 from kit.shorten import shorten
 
@@ -106,22 +107,27 @@ class KitMagics(Magics):
         return deployment
 
     def _serve_named(self, handler: Any, settings: dict[str, Any], wanted: argparse.Namespace) -> Any:
+        from kit.daemon import hello, kept
+
+        check_platform()
         began = time.monotonic()
-        deployment: Any = kit.deploy(
-            handler,
-            **settings,
-            name=wanted.name,
+        deployment = kit._serve_named(
+            check_handler(handler),
+            wanted.name,
+            settings,
+            sample=None,
             keep_alive=wanted.keep_alive,
             replace=wanted.replace,
             allow_pickle=wanted.allow_pickle,
         )
         self._connected[wanted.name] = deployment
-        done = "attached: it was served already" if deployment.attached else "served"
+        done = hello.REPLACED if deployment.replaced else hello.SERVED
+        if deployment.attached:
+            done = f"{hello.ATTACHED}: it was served already"
         print(f"{wanted.name}: {done} ({time.monotonic() - began:.2f} s, mode {deployment.mode!r}).")
-        if would_change(deployment, settings):
-            words = deployment.settings.describe(by_key=deployment.handler.by_key)
-            print(f"Its settings stay as they were: {words}. This changes them: {switch_to(wanted)}")
-        for stays in unmet(deployment, wanted):
+        if words := kept.settings(deployment, settings):
+            print(f"{words} This changes them: {switch_to(wanted)}")
+        for stays in kept.others(deployment, wanted.keep_alive, wanted.allow_pickle, "--allow-pickle"):
             print(f"{stays} To serve it otherwise, end it for all kernels first: %unserve {wanted.name}")
         return deployment
 

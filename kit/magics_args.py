@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
 
-from kit import errors
 from kit.settings import MODES
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -87,26 +86,6 @@ def settings_of(wanted: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def unmet(deployment: Any, wanted: argparse.Namespace) -> list[str]:
-    """What %serve was given and a deployment that was served already doesn't do, a sentence each."""
-    from kit.daemon.durations import parse_seconds
-
-    found, limit = [], deployment.keep_alive_s
-    if wanted.keep_alive is not None and parse_seconds(wanted.keep_alive) != limit:
-        found.append(f"It ends after {limit:g} s without a request." if limit else "It ends only when it is ended.")
-    if wanted.allow_pickle and not deployment.allow_pickle:
-        found.append("It was served without --allow-pickle, and stays so.")
-    return found
-
-
-def would_change(deployment: Any, settings: dict[str, Any]) -> bool:
-    """True when it serves with other settings than these, or couldn't with these."""
-    try:
-        return bool(deployment.settings_for(**settings) != deployment.settings)
-    except errors.InvalidSetting:
-        return True
-
-
 def switch_to(wanted: argparse.Namespace) -> str:
     """The line that gives a deployment the settings that %serve was given."""
     options = {name: getattr(wanted, name) for name in ("processes", "threads", "copies", "budget")}
@@ -121,7 +100,11 @@ def parsers() -> dict[str, Parser]:
     serve.add_argument("--mode", choices=MODES)
     add_settings(serve)
     serve.add_argument("--keep-alive", metavar="TIME", help='end after so long without a request, such as "30m"')
-    serve.add_argument("--replace", action="store_true", help="replace another handler of that name, live")
+    serve.add_argument(
+        "--replace",
+        action="store_true",
+        help="load it again, or another in its place, live, with the settings given",
+    )
     serve.add_argument("--allow-pickle", action="store_true", help="let objects of any type travel, as pickles")
     switch = Parser("%switch", "%switch [MODE] [NAME] [options]", "Change the mode and other settings, live.")
     switch.add_argument("words", nargs="*", metavar="MODE NAME", help=f"MODE is one of {', '.join(MODES)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,10 @@ class OwnDeployment(Deployment):
         engine.switch(engine.settings, handler, event="update")
 
     def _update_handler(self, handler: Any) -> None:
+        self.replace_handler(handler, {})
+
+    def replace_handler(self, handler: Any, changes: Mapping[str, Any], sample: Sequence[Any] = ()) -> None:
+        """`update_model` to a handler together with `switch`; None among the `changes` leaves a setting as it is."""
         engine = self._engine
         engine.raise_if_closed()
         if (getattr(handler, "routes", None) is None) != (engine.places is None):
@@ -116,7 +120,10 @@ class OwnDeployment(Deployment):
                 f"update_model({type(handler).__name__}): one model can't take the place of models by key, nor they "
                 "its place, since their examples differ. Deploy the new handler beside this one."
             )
-        engine.switch(engine.settings, handler, event="update")
+        settings = engine.settings.change(handler, **changes)
+        if sample:
+            engine.dispatcher.sample = list(sample)
+        engine.switch(settings, handler, event="update")
 
     # ---- watching ----------------------------------------------------------------------------
 

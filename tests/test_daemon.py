@@ -10,6 +10,7 @@ import os
 import statistics
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,26 @@ def test_the_same_handler_attaches_and_another_one_is_told(runtime: Path) -> Non
     assert [d.predict([1])[0].inference for d in (first, again, replaced)] == [3, 3, 3]
     assert "update" in " ".join(first.history["events"])
     assert kit.deploy(Factor(3), name="factor").attached
+
+
+def test_settings_that_attaching_leaves_alone_are_warned_of(runtime: Path) -> None:
+    kit.deploy(Factor(2), name="factor", processes=1)
+    with pytest.warns(UserWarning, match=r"'factor' was served already\. Its settings stay") as told:
+        again = kit.deploy(Factor(2), name="factor", mode="large", processes=2, keep_alive="30m")
+    [warning] = told
+    assert warning.filename == __file__
+    for words in ("mode 'default', 1 × 1 workers", "switch(mode='large', processes=2)", "It ends only when it is"):
+        assert words in str(warning.message)
+    assert again.settings.mode == "default"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kit.deploy(Factor(2), name="factor", processes=1, mode="default")
+        replaced = kit.deploy(Factor(2), name="factor", mode="large", processes=2, keep_alive="30m", replace=True)
+    assert (replaced.replaced, replaced.mode, replaced.settings.processes) == (True, "large", 2)
+    assert replaced.keep_alive_s == 1800
+    with pytest.raises(errors.InvalidSetting, match="go with mode"):
+        kit.deploy(Factor(3), name="factor", mode="large", model_copies=3, replace=True)
+    assert replaced.predict([1])[0].inference == 2
 
 
 def test_replacing_fails_no_request(runtime: Path) -> None:

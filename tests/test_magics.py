@@ -246,21 +246,48 @@ def test_what_ended_a_deployment_is_told(shell: InteractiveShell) -> None:
         line(shell, "%stats short")
 
 
-def test_settings_that_attaching_and_replacing_leave_alone_are_told(
+def test_settings_that_attaching_leaves_alone_are_told(
     shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line(shell, "%serve Times({'a': 3}) --name times --mode default --processes 1 --budget '1 GB'")
     line(shell, "%serve Times({'a': 3}) --name times --mode default --processes 1")
     assert "settings stay" not in capsys.readouterr().out
-    for handler in ("Times({'a': 3})", "Times({'a': 4}) --replace"):
-        line(shell, f"%serve {handler} --name times --mode medium --processes 2 --copies 2 --budget '2 GB'")
-        told = capsys.readouterr().out.strip().rpartition("This changes them: ")[2]
-        assert told == "%switch medium times --processes 2 --copies 2 --budget '2 GB'"
+    line(shell, "%serve Times({'a': 3}) --name times --mode medium --processes 2 --copies 2 --budget '2 GB'")
+    told = capsys.readouterr().out.strip().rpartition("This changes them: ")[2]
+    assert told == "%switch medium times --processes 2 --copies 2 --budget '2 GB'"
     line(shell, told)
     settings = kit.connect("times").settings
     assert (settings.mode, settings.processes, settings.copies) == ("medium", 2, 2)
-    line(shell, "%serve Times({'a': 4}) --name times --mode medium --processes 2 --copies 2 --budget '2 GB'")
+    line(shell, "%serve Times({'a': 3}) --name times --mode medium --processes 2 --copies 2 --budget '2 GB'")
     assert "settings stay" not in capsys.readouterr().out
+
+
+def test_replacing_loads_a_rewritten_file_again_and_takes_the_settings_given(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shell.user_ns["weights"] = weights = tmp_path / "weights.txt"
+    shell.run_cell(
+        "def load(): return int(weights.read_text())\n"
+        "def handler(): return kit.ModelHandler.from_callable(load, lambda batch, model: [model] * len(batch))"
+    )
+    weights.write_text("1")
+    first = line(shell, "%serve handler() --name file --processes 1")
+    weights.write_text("2")
+    line(shell, "%serve handler() --name file")
+    assert "attached" in capsys.readouterr().out
+    assert first.predict([0])[0].inference == 1
+    line(shell, "%serve handler() --name file --replace --mode medium --processes 2 --copies 3 --budget '2 GB'")
+    said = capsys.readouterr().out
+    assert "file: replaced (" in said
+    assert "mode 'medium'" in said
+    assert "stay" not in said
+    assert first.predict([0])[0].inference == 2
+    settings = first.settings
+    assert (settings.mode, settings.processes, settings.copies) == ("medium", 2, 3)
+    assert settings.memory_budget == 2_000_000_000
+    line(shell, "%serve handler() --name file --replace --threads 2")
+    settings = first.settings
+    assert (settings.mode, settings.processes, settings.threads, settings.copies) == ("medium", 2, 2, 3)
 
 
 def test_another_notebooks_deployment_is_named_where_none_is_meant(shell: InteractiveShell) -> None:

@@ -59,9 +59,8 @@ def _switch(served: Served, **settings: Any) -> None:
 
 
 def _update(served: Served, model: str | bytes, digest: str) -> None:
-    from kit.daemon.served import rebuild
+    from kit.daemon.loading import rebuild
 
-    served.line.take_back()
     served.update(model if isinstance(model, str) else rebuild(model), digest)
 
 

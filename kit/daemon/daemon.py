@@ -35,7 +35,7 @@ HELLO_S, STOP_S, FIRST_S = 10.0, 15.0, 30.0
 MOST_CONNECTIONS = 256
 _BOOTSTRAP = (
     "import sys, json; about = json.loads(sys.argv[1]); sys.path[:] = about['path']; "
-    "from kit.daemon.served import main; main(about['control'], about['name'], about['log'])"
+    "from kit.daemon.process import main; main(about['control'], about['name'], about['log'])"
 )
 
 

@@ -13,6 +13,8 @@ from kit.daemon.wire import Malformed
 
 #: What a kernel can ask for. Only "list", "stop" and "look" work across versions.
 SERVE, ATTACH, LOOK, LIST, STOP = "serve", "attach", "look", "list", "stop"
+#: What came of it: the handler was loaded, took the place of what was served, or was served already.
+SERVED, REPLACED, ATTACHED = "served", "replaced", "attached"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _TYPES = {"action": str, "name": str, "kit": str, "python": str, "pid": int, "label": str}
 

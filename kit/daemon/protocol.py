@@ -7,7 +7,8 @@ VERSION = 4
 
 #: kernel -> daemon (-> deployment): a dict, see `hello.hello`.
 HELLO = 1
-#: deployment -> kernel, with the ring: the dict of `Served.status`. worker -> kernel, over a direct line: its ring.
+#: deployment -> kernel, with the ring: the dict of `Served.status`, and what came of the hello.
+#: worker -> kernel, over a direct line: its ring.
 WELCOME = 2
 #: Instead of WELCOME or an answer, or at any time with number 0 as the last word: an error.
 ERROR = 3

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.checks import check_function, check_positive, check_request
-from kit.daemon import spawn
+from kit.daemon import hello, spawn
 from kit.daemon.connection import Connection
 from kit.daemon.direct import Ended
 from kit.daemon.jobs import WINDOW_MEASURED, Job
@@ -39,7 +39,9 @@ class RemoteDeployment(Deployment):
         link.allow_pickle = bool(status["allow_pickle"])
         self.name: str = status["name"]
         #: True when the handler was served already, and so wasn't loaded again.
-        self.attached: bool = bool(status["known"])
+        self.attached: bool = status["outcome"] == hello.ATTACHED
+        #: True when the handler took the place of what was served.
+        self.replaced: bool = status["outcome"] == hello.REPLACED
         #: Seconds that it may go without a request, None for no end; and whether other types may be pickled.
         self.keep_alive_s: float | None = status["keep_alive_s"]
         self.allow_pickle = link.allow_pickle

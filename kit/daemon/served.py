@@ -1,35 +1,22 @@
-"""The process of a named deployment: takes connections from the daemon, loads the handler, serves until told to end."""
+"""A named deployment, in its process: it loads the handler, lets kernels in, and replaces the handler live."""
 
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import sys
 import threading
 import time
-import traceback
-from pathlib import Path
 from typing import Any
 
-import cloudpickle
-
 from kit import errors
-from kit.daemon import hello, paths, quiet
-from kit.daemon.direct_line import DOOR, DirectLine
-from kit.daemon.frames import LinkClosed
-from kit.daemon.link import Link
-from kit.daemon.protocol import CONNECTION, STOP
+from kit.daemon import hello
+from kit.daemon.direct_line import DirectLine
+from kit.daemon.loading import forkserver_of, lost_while_loading, rebuild
 from kit.daemon.session import Session
 from kit.daemon.turns import Turns
-from kit.daemon.wire import Malformed
-from kit.engine import system, tensor_bytes
-from kit.engine.asking import looks_into, preload_of, works_on_tensors
+from kit.engine import tensor_bytes
+from kit.engine.asking import looks_into
 from kit.engine.core import Engine
-from kit.engine.forkserver import environment
 from kit.engine.logs import Line
-from kit.engine.processes import ForkServer
-from kit.engine.trouble import Trouble
 from kit.own_deployment import OwnDeployment
 from kit.settings import Settings
 
@@ -69,11 +56,11 @@ class Served:
 
     # ---- serving -----------------------------------------------------------------------------
 
-    def admit(self, said: dict[str, Any], session: Session) -> bool:
+    def admit(self, said: dict[str, Any], session: Session) -> str:
         """Let a kernel in once the handler serves, loading or updating it first if the kernel asks for that.
 
         Returns:
-            True when the kernel's handler was served already, or it brought none.
+            SERVED, REPLACED, or ATTACHED when the kernel's handler was served already, or it brought none.
 
         Raises:
             NameTaken: another handler is served, and the kernel doesn't want it replaced.
@@ -81,29 +68,39 @@ class Served:
         """
         if said["action"] != hello.SERVE:
             self._wait_loaded()
-            return True
+            return hello.ATTACHED
         with self._changed:
             first = self.state == "empty"
             if first:
                 self.state, self.digest = "loading", said["digest"]
         if first:
             self._load(session)
-            return False
+            return hello.SERVED
         self._wait_loaded()
         with self._updating:
-            if said["digest"] == self.digest:
-                return True
-            if not said.get("replace"):
+            # Asked for, it is loaded again even when it is the same: its files may have been written anew.
+            if said.get("replace"):
+                self._replace(said["digest"], session)
+                return hello.REPLACED
+            if said["digest"] != self.digest:
                 deployment = self.serving()
                 raise errors.NameTaken(
                     f"{self.name!r} serves another handler, {type(deployment.handler).__name__}. To replace it live, "
                     "without a failed request, add --replace to %serve, or replace=True to kit.deploy; or choose "
                     "another name."
                 )
-            sent = session.fetch_handler()
-            self.keep_alive_s = self.keep_alive_s if sent["keep_alive_s"] is None else sent["keep_alive_s"]
-            self.update(rebuild(sent["handler"]), said["digest"])
-            return False
+            return hello.ATTACHED
+
+    def _replace(self, digest: str, session: Session) -> None:
+        """Hot update to a kernel's handler, with the settings that it gives; others stay."""
+        sent = session.fetch_handler()
+        handler = rebuild(sent["handler"])
+        deployment = self.serving()
+        self._make_room_for(handler)
+        deployment.replace_handler(handler, sent["settings"], sent["sample"])
+        self.digest = digest
+        if sent["keep_alive_s"] is not None:
+            self.keep_alive_s = sent["keep_alive_s"]
 
     def _load(self, session: Session) -> None:
         try:
@@ -112,13 +109,13 @@ class Served:
             settings = Settings.make(handler, **sent["settings"])
             self.allow_pickle = sent["allow_pickle"]
             self.keep_alive_s = sent["keep_alive_s"]
-            engine = Engine(handler, settings, _forkserver(handler))
+            engine = Engine(handler, settings, forkserver_of(handler))
             self.hearers.append(session)
             engine.logs.on_line = self._pass_on
             engine.start(sent["sample"])
             self.deployment = OwnDeployment(engine)
         except BaseException as error:
-            refusal = error if isinstance(error, errors.KitError) else _lost_while_loading(self.name, error)
+            refusal = error if isinstance(error, errors.KitError) else lost_while_loading(self.name, error)
             self.end(refusal)
             raise refusal from error
         with self._changed:
@@ -160,10 +157,14 @@ class Served:
 
     def update(self, model: Any, digest: str) -> None:
         """Hot update to a path or another handler."""
-        if hasattr(model, "load_model") and looks_into(model):
-            tensor_bytes.pass_on(False)
+        self._make_room_for(model)
         self.serving().update_model(model)
         self.digest = digest
+
+    def _make_room_for(self, model: Any) -> None:
+        self.line.take_back()  # so that what is computed directly is finished, too
+        if hasattr(model, "load_model") and looks_into(model):
+            tensor_bytes.pass_on(False)
 
     def status(self) -> dict[str, Any]:
         """What a kernel is told when it connects, and what `ps` shows."""
@@ -212,89 +213,3 @@ class Served:
                         "serve it again, with a longer keep_alive or none."
                     )
                 )
-
-
-def _lost_while_loading(name: str, error: BaseException) -> errors.KitError:
-    trouble = Trouble.of(error)
-    return errors.DeploymentLost(f"{name!r} wasn't loaded: {trouble.message}", trouble.trace)
-
-
-def rebuild(data: Any) -> Any:
-    """A handler from what `packing.pack` made of it; only called for a serve or update of a peer with our uid.
-
-    Raises:
-        ModelLoadFailed: it can't be rebuilt in this process.
-    """
-    try:
-        return cloudpickle.loads(data)
-    except Exception as error:
-        raise errors.ModelLoadFailed(
-            f"the handler can't be rebuilt in the deployment's process: {type(error).__name__}: {error}. Its modules "
-            "must be found from the folder and search path of the notebook that serves it.",
-            "".join(traceback.format_exception(error)),
-        ) from error
-
-
-def _forkserver(handler: Any) -> ForkServer:
-    """The fork server of the deployment; while it starts, torch is imported here, too, where tensors are looked into.
-
-    Elsewhere it would take 130 MB for nothing: tensors are passed on as bytes.
-    """
-    tensor_bytes.pass_on(not looks_into(handler))
-    found = ForkServer([*preload_of(handler), DOOR.rpartition(".")[0]])
-    if looks_into(handler) and works_on_tensors(handler):
-        import torch  # noqa: F401
-    return found
-
-
-def main(control: int, name: str, log: str) -> None:
-    """Serve until the daemon closes `control`, or is gone, or the deployment has ended by itself."""
-    quiet.use_log(Path(log))
-    for variable, value in environment().items():
-        os.environ.setdefault(variable, value)  # before any library starts a pool of threads
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    system.set_name(f"kit-{name}")
-    link = Link(socket.socket(fileno=control))
-    parent = system.pidfd(os.getppid())
-    if parent is not None:
-        link.watch_peer(parent)
-    served = Served(name)
-    threading.Thread(target=_take_connections, args=(link, served), name="kit-accept", daemon=True).start()
-    threading.Thread(target=served.watch_idle, name="kit-idle", daemon=True).start()
-    served.over.wait()
-    served.wait_answered(5.0)
-    for session in list(served.sessions):
-        session.say_goodbye(served.last_words)
-    if served.deployment is not None:
-        served.deployment.close()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _take_connections(link: Link, served: Served) -> None:
-    try:
-        while True:
-            frame = link.receive()
-            if frame is None:
-                continue
-            if frame.kind == STOP:
-                served.end(served.last_words)
-                return
-            if frame.kind != CONNECTION or frame.fd < 0:
-                raise Malformed("not a connection")
-            sock = socket.socket(fileno=frame.fd)
-            said = hello.read(frame)
-            if not paths.is_ours(sock):
-                sock.close()
-                continue
-            session = Session(sock, said, served)
-            served.entering.add(session)
-            session.start()
-    except (LinkClosed, Malformed):
-        served.end(
-            errors.DeploymentLost(
-                f"the daemon of the named deployment {served.name!r} was killed, and the deployment with it; serve it "
-                f"again with %serve or kit.deploy(handler, name={served.name!r})."
-            )
-        )

@@ -95,13 +95,13 @@ class Session:
         """The answer to the hello; False when that was all."""
         try:
             if self.said["action"] == hello.LOOK:
-                self._send_ring(WELCOME, {**self.served.status(), "known": True})
+                self._send_ring(WELCOME, self.served.status())
             else:
                 hello.check_versions(self.said, f"the deployment {self.served.name!r}")
-                known = self.served.admit(self.said, self)
+                outcome = self.served.admit(self.said, self)
                 self.served.sessions.append(self)
                 self.link.allow_pickle = self.served.allow_pickle
-                self._send_ring(WELCOME, {**self.served.status(), "known": known})
+                self._send_ring(WELCOME, {**self.served.status(), "outcome": outcome})
                 if self not in self.served.hearers:
                     self.served.hearers.append(self)
         except errors.KitError as error:

@@ -137,7 +137,7 @@ class Engine:
             together = (old.settings.copies + settings.copies_at_start) * (model_bytes or 0)
             drain_first = budget is not None and together > budget
             change = old.settings.change_in_words(settings, batching=handler is not None)
-            if event == "update":
+            if event == "update" and settings == old.settings:
                 change = settings.mode
             began = time.monotonic()
             self.switching = (new, began)
