@@ -14,6 +14,13 @@ BATCHING_OPTIONS = (
     *("element_size_fn", "batch_length_fn", "batch_bucket_boundaries"),
 )
 
+#: Those that Beam's ``BatchElements`` has, with its names for them; and back.
+BEAMS_NAMES = {name: name for name in BATCHING_OPTIONS if name != "max_batch_tokens"} | {
+    "batch_length_fn": "length_fn",
+    "batch_bucket_boundaries": "bucket_boundaries",
+}
+OUR_NAMES = {theirs: ours for ours, theirs in BEAMS_NAMES.items()}
+
 
 def check_batch_options(options: Mapping[str, Any]) -> None:
     """Raise InvalidSetting for batching options that can't work, naming the value."""

@@ -9,6 +9,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kit.batch_options import OUR_NAMES
+
 #: Largest batch when the handler sets none. Beam's default is 10,000; the time per example of the
 #: models that we measured no longer falls beyond a few hundred, while latency goes on growing.
 MAX_BATCH_SIZE = 1024
@@ -17,8 +19,6 @@ WAIT_S = 0.1
 #: Examples of a stream among which like lengths are brought together.
 WINDOW = 512
 
-_BEAM_NAMES = {"length_fn": "batch_length_fn", "bucket_boundaries": "batch_bucket_boundaries"}
-
 
 def options_of(handler: Any) -> dict[str, Any]:
     """Batching options of a handler of ours or of Beam's, under the names of `kit.ModelHandler`."""
@@ -26,7 +26,7 @@ def options_of(handler: Any) -> dict[str, Any]:
     if own is not None:
         return dict(own())
     kwargs: dict[str, Any] = getattr(handler, "batch_elements_kwargs", dict)()
-    return {_BEAM_NAMES.get(name, name): value for name, value in kwargs.items() if value is not None}
+    return {OUR_NAMES.get(name, name): value for name, value in kwargs.items() if value is not None}
 
 
 def wait_of(options: Mapping[str, Any]) -> float:

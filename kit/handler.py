@@ -12,13 +12,15 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from kit.batch_options import BATCHING_OPTIONS, check_batch_options
+from kit.batch_options import BATCHING_OPTIONS, BEAMS_NAMES, OUR_NAMES, check_batch_options
 from kit.checks import check_function, check_mapping, check_whole
 from kit.errors import InvalidSetting
+from kit.example_bytes import num_bytes
 from kit.made_with import MadeWith
 from kit.option_names import check_names, names_checked
 
 Function = Callable[[Any], Any]
+_num_bytes = num_bytes
 
 
 class PredictionResult(NamedTuple):
@@ -67,6 +69,7 @@ class ModelHandler:
     preload: Sequence[str] = ()
 
     _options: Mapping[str, Any] = {}
+    _rebatched = False  # then the options are all there are
     _env_vars: Mapping[str, str] = {}
     _large_model = False
     _model_copies: int | None = None
@@ -142,7 +145,7 @@ class ModelHandler:
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """Bytes of a batch, for metrics: the sum of ``nbytes`` or ``len`` of its examples."""
-        return sum(_num_bytes(example) for example in batch)
+        return sum(num_bytes(example) for example in batch)
 
     def estimate_model_bytes(self) -> int | None:
         """Bytes of one copy of the model before it is loaded: its weights files when ``model_id`` is a local path.
@@ -163,20 +166,21 @@ class ModelHandler:
 
     def batch_elements_kwargs(self) -> dict[str, Any]:
         """Options under the names of Beam's ``BatchElements``, without the ones that only the kit knows."""
-        names = {
-            "min_batch_size": "min_batch_size",
-            "max_batch_size": "max_batch_size",
-            "max_batch_duration_secs": "max_batch_duration_secs",
-            "max_batch_weight": "max_batch_weight",
-            "element_size_fn": "element_size_fn",
-            "batch_length_fn": "length_fn",
-            "batch_bucket_boundaries": "bucket_boundaries",
-        }
-        return {theirs: self._options[ours] for ours, theirs in names.items() if ours in self._options}
+        return {theirs: self._options[ours] for ours, theirs in BEAMS_NAMES.items() if ours in self._options}
 
     def batching_options(self) -> dict[str, Any]:
-        """All batching options under the names of this class's constructor."""
-        return dict(self._options)
+        """All batching options under the names of this class's constructor.
+
+        Where a class overrides ``batch_elements_kwargs``, as is usual with Beam, that says those which Beam knows,
+        until `with_batching` changes any.
+        """
+        theirs = self.batch_elements_kwargs
+        if self._rebatched or getattr(theirs, "__func__", None) is ModelHandler.batch_elements_kwargs:
+            return dict(self._options)
+        ours = {name: value for name, value in self._options.items() if name not in BEAMS_NAMES}
+        given = {OUR_NAMES.get(name, name): value for name, value in theirs().items() if value is not None}
+        check_batch_options(ours | given)
+        return ours | given
 
     def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
         """Raise if `inference_args` aren't acceptable; any are by default."""
@@ -250,10 +254,10 @@ class ModelHandler:
         unknown = [name for name in options if name not in BATCHING_OPTIONS]
         if unknown:
             raise InvalidSetting(f"{unknown[0]!r} isn't a batching option: use {', '.join(BATCHING_OPTIONS)}.")
-        changed = {**self._options, **options}
+        changed = {**self.batching_options(), **options}
         kept = {name: value for name, value in changed.items() if value is not None}
         check_batch_options(kept)
-        return self._copy(_options=kept)
+        return self._copy(_options=kept, _rebatched=True)
 
     @staticmethod
     def from_callable(load: Callable[[], Any], run: Callable[..., Iterable[Any]], **options: Any) -> ModelHandler:
@@ -278,22 +282,3 @@ class ModelHandler:
         for name, value in changes.items():
             setattr(other, name, value)
         return other
-
-
-def _num_bytes(example: Any) -> int:
-    size = getattr(example, "nbytes", None)
-    if size is not None:
-        return int(size)
-    if isinstance(example, str):
-        return len(example.encode("utf-8", "surrogatepass"))
-    if isinstance(example, (bytes, bytearray, memoryview)):
-        return len(example)
-    if isinstance(example, (int, float, bool)) or example is None:
-        return 8
-    if isinstance(example, Mapping):
-        return sum(_num_bytes(value) for value in example.values())
-    if isinstance(example, (list, tuple)):
-        return sum(_num_bytes(value) for value in example)
-    import sys
-
-    return sys.getsizeof(example)

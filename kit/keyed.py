@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from kit import batching
 from kit.checks import count, seconds
 from kit.errors import InvalidSetting, WrongPredictionCount
-from kit.handler import ModelHandler, PredictionResult, _num_bytes
+from kit.example_bytes import num_bytes
+from kit.handler import ModelHandler, PredictionResult
 from kit.key_mappings import KeyModelMapping, KeyModelPathMapping, check_inner, short
 from kit.key_routes import Routes, key_of
 from kit.sizes import parse_bytes
@@ -187,7 +189,7 @@ class KeyedModelHandler(ModelHandler):
         keys = 0
         for pair in batch:
             key, example = pair if isinstance(pair, tuple) else (None, pair)  # of those that may come without keys
-            keys += 0 if key is None else _num_bytes(key)
+            keys += 0 if key is None else num_bytes(key)
             handler = self.unkeyed if self.routes is None else self.routes.of(key).handler
             found.setdefault(id(handler), (handler, []))[1].append(example)
         return keys + sum(int(handler.get_num_bytes(examples)) for handler, examples in found.values())
@@ -215,14 +217,10 @@ class KeyedModelHandler(ModelHandler):
 
     def _inner_options(self) -> dict[str, Any]:
         handler: Any = self.unkeyed
-        own = getattr(handler, "batching_options", None)
-        if own is None:
-            return {}
         # What its own pre-processing makes of an example isn't known yet.
         sizes_only = bool(handler.get_preprocess_fns())
-        return {
-            name: value for name, value in own().items() if not (sizes_only and (callable(value) or "batch_" in name))
-        }
+        found = batching.options_of(handler)
+        return {name: of for name, of in found.items() if not (sizes_only and (callable(of) or "batch_" in name))}
 
     def validate_inference_args(self, inference_args: Mapping[str, Any] | None) -> None:
         """Ask every handler that is known."""

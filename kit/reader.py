@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from kit.handler import _num_bytes
+from kit.example_bytes import num_bytes
 
 
 class Reader:
@@ -77,7 +77,7 @@ class Reader:
 
     def _bounded(self, most: int) -> int:
         if self._read:
-            most = min(most, self._largest_bytes // max(1, _num_bytes(self._read[0])))
+            most = min(most, self._largest_bytes // max(1, num_bytes(self._read[0])))
         return max(1, most)
 
     def _start(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import strategies as st
 
 import kit
 from kit import ModelHandler, batching
+from kit.errors import InvalidSetting
+from kit.settings import MODES
+from tests.models import Doubling
 
 lists = st.lists(st.integers(0, 300), max_size=200)
 
@@ -91,6 +95,52 @@ def test_batch_elements_kwargs_of_ours_has_beams_names_and_no_others() -> None:
     handler = ModelHandler(max_batch_size=8, batch_length_fn=len, batch_bucket_boundaries=[5], max_batch_tokens=64)
     assert handler.batch_elements_kwargs() == {"max_batch_size": 8, "length_fn": len, "bucket_boundaries": [5]}
     assert batching.options_of(handler)["max_batch_tokens"] == 64
+
+
+class OneByOne(Doubling):
+    """Says so as handlers written for Beam do."""
+
+    def batch_elements_kwargs(self) -> dict[str, Any]:
+        return {"max_batch_size": 1, "length_fn": abs}
+
+
+def test_an_overridden_batch_elements_kwargs_counts_until_the_options_are_changed() -> None:
+    handler = OneByOne(max_batch_size=8, max_batch_tokens=64, batch_length_fn=abs)
+    assert batching.options_of(handler) == {"max_batch_size": 1, "batch_length_fn": abs, "max_batch_tokens": 64}
+    changed = handler.with_batching(max_batch_size=16)
+    assert batching.options_of(changed) == {"max_batch_size": 16, "batch_length_fn": abs, "max_batch_tokens": 64}
+    assert batching.options_of(kit.KeyedModelHandler(OneByOne()))["max_batch_size"] == 1
+    handler.batch_elements_kwargs = lambda: {"max_batch_size": 0}  # type: ignore[method-assign]
+    with pytest.raises(InvalidSetting, match="max_batch_size=0"):
+        batching.options_of(handler)
+
+
+class Sizes(kit.ModelHandler):
+    """Answers with the size of the batch."""
+
+    def load_model(self) -> None:
+        return None
+
+    def run_inference(self, batch: Any, model: None, inference_args: Any = None) -> Any:
+        return [len(batch)] * len(batch)
+
+    def batch_elements_kwargs(self) -> dict[str, Any]:
+        return {"max_batch_size": 2}
+
+
+@pytest.mark.parametrize("name", [None, "sizes"])
+def test_an_overridden_batch_size_holds_from_the_first_request_in_every_mode(runtime: Path, name: str | None) -> None:
+    def sizes() -> list[int]:
+        return [prediction.inference for prediction in deployment.predict(list(range(9)))]
+
+    assert max(prediction.inference for prediction in range(9) | kit.RunInference(Sizes())) == 2
+    with kit.deploy(Sizes(), mode=MODES[0], processes=1, name=name) as deployment:
+        for mode in MODES:
+            if mode != deployment.mode:
+                deployment.switch(mode)
+            assert max(sizes()) == max(sizes()) == 2, mode
+        deployment.switch(batching={"max_batch_size": 3})
+        assert max(sizes()) == 3
 
 
 def _settle(seconds_of: Any, largest: int = 1024) -> int:

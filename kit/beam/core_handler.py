@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from kit import batching
-from kit.handler import _num_bytes
+from kit.example_bytes import num_bytes
 
 
 def core_of(handler: Any) -> Any:
@@ -49,12 +49,12 @@ def unkeyed_bytes(handler: Any) -> Callable[[Sequence[Any]], int]:
 
 def size_unkeyed(pairs: Sequence[Any]) -> int:
     """The same of the arrays and texts themselves."""
-    return sum(_num_bytes(example) for _, example in pairs)
+    return sum(num_bytes(example) for _, example in pairs)
 
 
 def size_of(batch: Sequence[Any]) -> int:
     """Bytes of the arrays and texts of a batch."""
-    return sum(map(_num_bytes, batch))
+    return sum(map(num_bytes, batch))
 
 
 def groups_of(handler: Any) -> dict[Hashable, Hashable] | None:

@@ -10,7 +10,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from kit.deployment import Deployment
 from kit.engine.runner import Batch
-from kit.handler import _num_bytes
+from kit.example_bytes import num_bytes
 
 #: Examples and bytes that are sent at once.
 AT_ONCE, AT_ONCE_BYTES = 512, 4 << 20
@@ -44,7 +44,7 @@ class Window:
 
     def _fit(self, element: Any) -> None:
         """A whole number of the handler's batches."""
-        most = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, _num_bytes(element))))
+        most = max(1, min(AT_ONCE, AT_ONCE_BYTES // max(1, num_bytes(element))))
         self.most = most if self.most > most else max(self.most, most // self.most * self.most)
 
     @property

@@ -18,7 +18,7 @@ from kit.daemon.protocol import ANSWER, ASK_DIRECT, ERROR, GOODBYE, RUN, WELCOME
 from kit.daemon.wire import Malformed
 from kit.engine.codec import Rows
 from kit.engine.requests import results_of
-from kit.handler import _num_bytes
+from kit.example_bytes import num_bytes
 
 #: A line is asked for once so many requests have followed on each other within ROW_S each; seconds.
 ROW, ROW_S = 8, 0.5
@@ -61,7 +61,7 @@ class Direct:
         if not 0 < count <= self._most:
             return False
         # Only to spare encoding what is too large; what counts is its size as it travels.
-        size = rows.stacked.nbytes if type(rows) is Rows else sum(map(_num_bytes, rows))
+        size = rows.stacked.nbytes if type(rows) is Rows else sum(map(num_bytes, rows))
         return bool(size <= self._most_bytes)
 
     def ask(self, rows: Any) -> list[Any] | None:

@@ -24,7 +24,7 @@ from kit.engine.answer_future import AnswerFuture
 from kit.engine.codec import Rows
 from kit.engine.requests import Failure, results_of
 from kit.engine.runner import Batch, pick
-from kit.handler import _num_bytes
+from kit.example_bytes import num_bytes
 
 #: Examples and bytes of a window at most, and windows under way.
 WINDOW, WINDOW_BYTES, AHEAD = 8192, 4 << 20, 3
@@ -239,5 +239,5 @@ def _window(rows: Any, most: int) -> int:
         each = int(rows.stacked.nbytes) // len(rows)
     else:
         few = rows[:16]
-        each = sum(map(_num_bytes, few)) // len(few)
+        each = sum(map(num_bytes, few)) // len(few)
     return max(1, min(most, WINDOW_BYTES // max(1, each)))
