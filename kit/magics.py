@@ -15,7 +15,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 import kit
-from kit import errors, magics_complete
+from kit import errors, magics_bodies, magics_complete
 from kit.checks import check_handler, check_platform
 from kit.magics_args import HelpShown, parsers, settings_of, split_expression, switch_to
 from kit.settings import MODES
@@ -288,3 +288,4 @@ def load_ipython_extension(shell: Any) -> None:
     magics = KitMagics(shell)
     shell.register_magics(magics)
     magics_complete.install(shell, magics.parsers)
+    magics_bodies.install(shell)

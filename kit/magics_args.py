@@ -46,6 +46,8 @@ class Parser(argparse.ArgumentParser):
 
 def split_expression(line: str) -> tuple[str, str]:
     """A Python expression and the options behind it, which begin at the first " --" outside brackets and quotes."""
+    if line.strip() == "-h":
+        return "", "-h"
     at, quote, depth = 0, "", 0
     while at < len(line):
         here = line[at]

@@ -66,6 +66,8 @@ def line(shell: InteractiveShell, text: str) -> Any:
         ("H(1 --2)", "H(1 --2)", ""),
         ("f'{x}$y' --name z", "f'{x}$y'", "--name z"),
         ("--help", "", "--help"),
+        (" -h ", "", "-h"),
+        ("handler -h", "handler -h", ""),
         ("handler", "handler", ""),
     ],
 )
@@ -161,8 +163,22 @@ def test_help_is_shown_and_nothing_is_done(
 ) -> None:
     assert line(shell, f"%{magic} --help") is None
     assert f"%{magic}" in capsys.readouterr().out
-    assert line(shell, "%infer --help") is None
-    assert "--into" in capsys.readouterr().out
+    assert line(shell, f"%{magic} -h") is None
+    assert f"%{magic}" in capsys.readouterr().out
+
+
+def test_infer_shows_its_help_with_and_without_a_body(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_line_magic("reload_ext", "kit")  # once more is no second line
+    for cell in ("%infer --help", "%%infer --help", "%%infer -h\n\n", "%%infer --help\n[1]"):
+        assert shell.run_cell(cell).success, cell
+        assert capsys.readouterr().out.count("--into") == 2, cell
+    found = shell.run_cell("%%infer nobody")
+    assert "no deployment is named 'nobody'" in str(found.error_in_exec)
+    assert shell.transform_cell("%%infer").count("\n") == 1
+    assert shell.check_complete("%%infer m\n")[0] == "incomplete", "in a terminal the body is still to come"
+    assert shell.transform_cell("%%inferx") == "get_ipython().run_cell_magic('inferx', '', '')\n"
 
 
 @pytest.mark.parametrize(
