@@ -50,6 +50,21 @@ class Slow(kit.ModelHandler):
         return batch
 """
 
+#: One that says by a file that it loads, and loads until another one is there.
+LOADS = """
+import kit, pathlib, time
+class Loads(kit.ModelHandler):
+    def __init__(self, folder, factor):
+        super().__init__()
+        self.folder, self.factor = pathlib.Path(folder), factor
+    def load_model(self):
+        (self.folder / f"loads {self.factor}").touch()
+        while not (self.folder / "go").exists():
+            time.sleep(0.01)
+        return self.factor
+    def run_inference(self, batch, model, inference_args=None): return [x * model for x in batch]
+"""
+
 
 class Kernel:
     """A Python process of its own process group, as a notebook's kernel is."""

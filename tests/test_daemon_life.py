@@ -18,7 +18,7 @@ import kit
 from kit import errors
 from kit.daemon import client, hello, paths, spawn
 from tests.conftest import daemon_processes
-from tests.daemon_kernels import DOUBLE, SLOW, Kernel, wait_for, wait_for_file
+from tests.daemon_kernels import DOUBLE, LOADS, SLOW, Kernel, wait_for, wait_for_file
 from tests.models import Doubling
 
 
@@ -56,6 +56,68 @@ def test_interrupts_at_any_moment_leave_the_connection_whole(runtime: Path) -> N
             with pytest.raises(RuntimeError, match="KeyboardInterrupt"):
                 kernel.receive()
         assert kernel.run("", "d.predict([3])[0].inference") == 6
+
+
+def test_an_interrupted_serve_loads_nothing_that_nobody_waits_for(runtime: Path, tmp_path: Path) -> None:
+    serve = f"d = kit.deploy(Loads({str(tmp_path)!r}, 2), name='x', processes=1)"
+    with Kernel() as kernel:
+        kernel.send(LOADS + serve)
+        wait_for_file(tmp_path / "loads 2")
+        kernel.interrupt()
+        with pytest.raises(RuntimeError, match="KeyboardInterrupt: the load of 'x' was cancelled, and nothing is"):
+            kernel.receive()
+        (tmp_path / "loads 2").unlink()
+        kernel.send(serve, "d.attached")  # the one that is just ending isn't in its way
+        wait_for_file(tmp_path / "loads 2")
+        (tmp_path / "go").touch()
+        assert kernel.receive() is False
+        assert kernel.run("", "d.predict([3])[0].inference") == 6
+        assert daemon_processes(runtime)
+        kernel.run("d.stop()")
+    wait_for(lambda: not daemon_processes(runtime), "the daemon has ended")
+
+
+@pytest.mark.parametrize("other", ["serve", "connect"])
+def test_a_load_that_another_kernel_waits_for_goes_on(runtime: Path, tmp_path: Path, other: str) -> None:
+    serve = f"d = kit.deploy(Loads({str(tmp_path)!r}, 2), name='x', processes=1)"
+    with Kernel() as first, Kernel() as second, Kernel() as third:
+        first.send(LOADS + serve)
+        wait_for_file(tmp_path / "loads 2")
+        third.run(LOADS)
+        second.run(LOADS)
+        second.send(serve if other == "serve" else "d = kit.connect('x')")
+        third.send(serve)
+        time.sleep(0.5)  # until they wait
+        for kernel in (third, first):
+            kernel.interrupt()
+            with pytest.raises(RuntimeError, match="another kernel waits for 'x', too, so its load goes on"):
+                kernel.receive()
+        (tmp_path / "go").touch()
+        second.receive()
+        assert second.run("", "d.predict([3])[0].inference") == 6
+
+
+def test_what_a_killed_kernel_loads_is_served(runtime: Path, tmp_path: Path) -> None:
+    with Kernel() as kernel:
+        kernel.send(LOADS + f"d = kit.deploy(Loads({str(tmp_path)!r}, 2), name='x', processes=1)")
+        wait_for_file(tmp_path / "loads 2")
+        kernel.kill()
+    (tmp_path / "go").touch()
+    assert kit.connect("x").predict([3])[0].inference == 6
+
+
+def test_an_interrupted_replacement_leaves_what_is_served(runtime: Path, tmp_path: Path) -> None:
+    (tmp_path / "go").touch()
+    with Kernel() as kernel:
+        kernel.run(LOADS + f"d = kit.deploy(Loads({str(tmp_path)!r}, 2), name='x', processes=1)")
+        (tmp_path / "go").unlink()
+        kernel.send(f"kit.deploy(Loads({str(tmp_path)!r}, 3), name='x', replace=True)")
+        wait_for_file(tmp_path / "loads 3")
+        kernel.interrupt()
+        with pytest.raises(RuntimeError, match="KeyboardInterrupt: 'x' wasn't replaced, and serves on as before"):
+            kernel.receive()
+        assert kernel.run("", "d.predict([3])[0].inference") == 6
+        assert kernel.run(f"e = kit.deploy(Loads({str(tmp_path)!r}, 2), name='x')", "e.attached") is True
 
 
 @pytest.mark.parametrize("way", ["kill", "interrupt first"])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
-from kit.daemon import durations, hello, paths, spawn
+from kit.daemon import durations, hello, paths, spawn, withdrawal
 from kit.daemon.connection import Connection, show_print
 from kit.daemon.decoder import trouble_of
 from kit.daemon.frames import Frame
@@ -150,22 +150,29 @@ def serve_packed(
 
     Raises:
         KitError: as `kit.deploy` with a name.
+        KeyboardInterrupt: it was interrupted, and what nobody else waits for is cancelled; says what came of it.
     """
     said = hello.hello(hello.SERVE, name, digest=digest, replace=bool(replace), start=hello.surroundings())
-    found = spawn.open_link(said, start=True)
-    assert found is not None
-    link, frame = found
-    if frame.kind == NEED_HANDLER:
-        sent = {
-            "handler": packed,
-            "settings": {key: _plain(value) for key, value in settings.items()},
-            "sample": sample,
-            "keep_alive_s": keep_alive_s,
-            "allow_pickle": bool(allow_pickle),
-        }
-        link.allow_pickle = bool(allow_pickle)
-        frame = _send_handler(link, frame, sent)
-    return _welcomed(link, frame)
+    sent = {
+        "handler": packed,
+        "settings": {key: _plain(value) for key, value in settings.items()},
+        "sample": sample,
+        "keep_alive_s": keep_alive_s,
+        "allow_pickle": bool(allow_pickle),
+    }
+    link = None
+    try:
+        found = spawn.open_link(said, start=True)
+        assert found is not None
+        link, frame = found
+        if frame.kind == NEED_HANDLER:
+            link.allow_pickle = bool(allow_pickle)
+            frame = _send_handler(link, frame, sent)
+        return _welcomed(link, frame)
+    except KeyboardInterrupt:
+        if link is not None:
+            link.close()
+        raise withdrawal.interrupted(name) from None
 
 
 def _plain(value: Any) -> Any:

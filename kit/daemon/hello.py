@@ -13,8 +13,12 @@ from kit.daemon.wire import Malformed
 
 #: What a kernel can ask for. Only "list", "stop" and "look" work across versions.
 SERVE, ATTACH, LOOK, LIST, STOP = "serve", "attach", "look", "list", "stop"
+#: Said by a kernel that was interrupted in a SERVE, once it has hung up that connection.
+WITHDRAW = "withdraw"
 #: What came of it: the handler was loaded, took the place of what was served, or was served already.
 SERVED, REPLACED, ATTACHED = "served", "replaced", "attached"
+#: And of withdrawing it: nothing is served, another kernel waits for it, or what was served before is kept.
+CANCELLED, AWAITED, KEPT = "cancelled", "awaited", "kept"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _TYPES = {"action": str, "name": str, "kit": str, "python": str, "pid": int, "label": str}
 

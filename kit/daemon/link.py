@@ -160,6 +160,15 @@ class Link:
                     return
                 self._unsent.popleft()
 
+    def hung_up(self) -> bool:
+        """True when the other side has closed the connection; what it sent before may still be read."""
+        with self._lock:
+            if self.closed:
+                return True
+            poll = select.poll()
+            poll.register(self.sock, 0)  # reports the end only
+            return bool(poll.poll(0))
+
     def wake(self) -> None:
         """Have the receiving thread look around."""
         with contextlib.suppress(OSError):

@@ -37,6 +37,8 @@ def main(control: int, name: str, log: str) -> None:
     threading.Thread(target=_take_connections, args=(link, served), name="kit-accept", daemon=True).start()
     threading.Thread(target=served.watch_idle, name="kit-idle", daemon=True).start()
     served.over.wait()
+    link.hang_up()  # the daemon sends nobody here any more
+    served.stop_loading()
     served.wait_answered(5.0)
     for session in list(served.sessions):
         session.say_goodbye(served.last_words)

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from kit import errors
-from kit.daemon import hello
+from kit.daemon import hello, withdrawal
 from kit.daemon.direct_line import DirectLine
 from kit.daemon.loading import forkserver_of, lost_while_loading, rebuild
 from kit.daemon.session import Session
@@ -51,6 +51,8 @@ class Served:
             f"the named deployment {name!r} was stopped; serve it again with %serve or kit.deploy(handler, "
             f"name={name!r})."
         )
+        self.engine: Engine | None = None  # from when it loads
+        self.replacement: withdrawal.Replacement | None = None  # the one under way
         self._changed = threading.Condition()
         self._updating = threading.Lock()
 
@@ -96,8 +98,13 @@ class Served:
         sent = session.fetch_handler()
         handler = rebuild(sent["handler"])
         deployment = self.serving()
-        self._make_room_for(handler)
-        deployment.replace_handler(handler, sent["settings"], sent["sample"])
+        self.replacement = withdrawal.Replacement(session, handler, deployment._engine)
+        try:
+            self._make_room_for(handler)
+            deployment.replace_handler(handler, sent["settings"], sent["sample"])
+            self.replacement.outcome = hello.REPLACED
+        finally:
+            self.replacement = None
         self.digest = digest
         if sent["keep_alive_s"] is not None:
             self.keep_alive_s = sent["keep_alive_s"]
@@ -109,18 +116,20 @@ class Served:
             settings = Settings.make(handler, **sent["settings"])
             self.allow_pickle = sent["allow_pickle"]
             self.keep_alive_s = sent["keep_alive_s"]
-            engine = Engine(handler, settings, forkserver_of(handler))
+            self.engine = engine = Engine(handler, settings, forkserver_of(handler))
             self.hearers.append(session)
             engine.logs.on_line = self._pass_on
             engine.start(sent["sample"])
             self.deployment = OwnDeployment(engine)
+            with self._changed:
+                if self.state == "ended":
+                    raise self.last_words.copy()
+                self.state = "serving"
+                self._changed.notify_all()
         except BaseException as error:
             refusal = error if isinstance(error, errors.KitError) else lost_while_loading(self.name, error)
             self.end(refusal)
-            raise refusal from error
-        with self._changed:
-            self.state = "serving"
-            self._changed.notify_all()
+            raise self.last_words.copy() from error  # others than the refusal where it was told to end meanwhile
 
     def _pass_on(self, line: Line) -> None:
         for session in {session.kernel: session for session in reversed(self.hearers)}.values():
@@ -131,6 +140,16 @@ class Served:
         with self._changed:
             self.entering.discard(session)
             self._changed.notify_all()
+
+    def nobody_waits(self) -> bool:
+        """True when it is still loading, and all who asked for that have hung up."""
+        with self._changed:
+            return self.state in ("empty", "loading") and not any(session.waits for session in self.entering)
+
+    def stop_loading(self) -> None:
+        """Once it has ended: have a load that is under way fail at once."""
+        if self.deployment is None and self.engine is not None:
+            self.engine.close()
 
     def wait_answered(self, timeout_s: float) -> None:
         """Wait until nobody waits at the door any more."""

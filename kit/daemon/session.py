@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
-from kit.daemon import calls, hello, paths
+from kit.daemon import calls, hello, paths, withdrawal
 from kit.daemon.decoder import Decoder
 from kit.daemon.frames import Frame, LinkClosed
 from kit.daemon.link import Link
@@ -96,6 +96,8 @@ class Session:
         try:
             if self.said["action"] == hello.LOOK:
                 self._send_ring(WELCOME, self.served.status())
+            elif self.said["action"] == hello.WITHDRAW:
+                self._send_ring(WELCOME, {"outcome": withdrawal.withdraw(self.served)})
             else:
                 hello.check_versions(self.said, f"the deployment {self.served.name!r}")
                 outcome = self.served.admit(self.said, self)
@@ -111,6 +113,11 @@ class Session:
         finally:
             self.served.answered(self)
         return True
+
+    @property
+    def waits(self) -> bool:
+        """True for a kernel at the door that is still there, and wants to be let in."""
+        return self.said["action"] in (hello.SERVE, hello.ATTACH) and not self.link.hung_up()
 
     def _send_ring(self, kind: int, value: Any) -> None:
         encoder = self.link.encoder().add(value)
