@@ -80,7 +80,13 @@ class DeployedSettings(ABC):
     # ---- how, by the kind of deployment --------------------------------------------------------
 
     @abstractmethod
-    def _switch(self, changes: dict[str, Any], batching: dict[str, Any]) -> None: ...
+    def _switch(
+        self, changes: dict[str, Any], batching: dict[str, Any], *, anew: bool = True
+    ) -> tuple[Settings, Settings]:
+        """Switch, and give the settings before and after; unless `anew`, what is served so already isn't started anew.
+
+        Before is when its turn has come: another thread or kernel may have been switching.
+        """
 
     @abstractmethod
     def _settings_for(self, changes: dict[str, Any]) -> Settings: ...

@@ -145,9 +145,12 @@ class KitMagics(Magics):
         if len(words) > 1 or (mode is None and all(value is None for value in settings.values())):
             raise UsageError(f"%switch: give a mode ({', '.join(MODES)}) and at most one name; see %switch --help")
         deployment = self._find(words[0] if words else None)
-        before, began = deployment.mode, time.monotonic()
-        deployment.switch(mode, **settings)
-        print(f"{before} → {deployment.mode} in {time.monotonic() - began:.2f} s.")
+        began = time.monotonic()
+        before, after = deployment._switch({"mode": mode, **settings}, {}, anew=False)
+        if before == after:
+            print(f"Nothing to do: it is served so already (mode {after.mode!r}, {after.workers_in_words}).")
+        else:
+            print(f"{before.change_in_words(after)} in {time.monotonic() - began:.2f} s.")
 
     @line_magic
     @_plainly

@@ -71,11 +71,19 @@ class OwnDeployment(Deployment):
 
         return EngineModels(self._engine)
 
-    def _switch(self, changes: dict[str, Any], batching: dict[str, Any]) -> None:
+    def _switch(
+        self, changes: dict[str, Any], batching: dict[str, Any], *, anew: bool = True
+    ) -> tuple[Settings, Settings]:
         engine = self._engine
-        engine.raise_if_closed()
-        wanted = self._settings_for(changes)
-        handler = None
+        with engine.switch_lock:
+            engine.raise_if_closed()
+            before, wanted = engine.settings, self._settings_for(changes)
+            if anew or batching or wanted != before:
+                self._switch_to(wanted, batching)
+            return before, engine.settings
+
+    def _switch_to(self, wanted: Settings, batching: dict[str, Any]) -> None:
+        engine, handler = self._engine, None
         if batching:
             if not hasattr(engine.handler, "with_batching"):
                 raise errors.InvalidSetting(
@@ -102,11 +110,12 @@ class OwnDeployment(Deployment):
 
     def _update_path(self, path: str) -> None:
         engine = self._engine
-        engine.raise_if_closed()
-        handler = copy.copy(engine.handler)
-        check_takes_paths(handler, path)
-        handler.update_model_path(path)
-        engine.switch(engine.settings, handler, event="update")
+        with engine.switch_lock:
+            engine.raise_if_closed()
+            handler = copy.copy(engine.handler)
+            check_takes_paths(handler, path)
+            handler.update_model_path(path)
+            engine.switch(engine.settings, handler, event="update")
 
     def _update_handler(self, handler: Any) -> None:
         self.replace_handler(handler, {})
@@ -120,10 +129,11 @@ class OwnDeployment(Deployment):
                 f"update_model({type(handler).__name__}): one model can't take the place of models by key, nor they "
                 "its place, since their examples differ. Deploy the new handler beside this one."
             )
-        settings = engine.settings.change(handler, **changes)
-        if sample:
-            engine.dispatcher.sample = list(sample)
-        engine.switch(settings, handler, event="update")
+        with engine.switch_lock:
+            settings = engine.settings.change(handler, **changes)
+            if sample:
+                engine.dispatcher.sample = list(sample)
+            engine.switch(settings, handler, event="update")
 
     # ---- watching ----------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import kit
 from kit.daemon import client
 from kit.magics_args import options_of, parsers, split_expression
 from kit.settings import MODES
-from tests.daemon_kernels import wait_for
+from tests.daemon_kernels import LOADS, Kernel, wait_for, wait_for_file
 
 CELL = """
 import kit
@@ -109,6 +110,32 @@ def test_serve_infer_switch_and_unserve(shell: InteractiveShell, capsys: pytest.
     line(shell, "%unserve times")
     assert client.names() == []
     assert deployment.closed
+
+
+def test_a_switch_that_waited_for_another_kernels_says_what_it_changed(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    begun, go = tmp_path / "loads 2", tmp_path / "go"
+    with Kernel() as other:
+        go.touch()
+        other.run(LOADS + f"d = kit.deploy(Loads({str(tmp_path)!r}, 2), name='x', processes=1)")
+        for command, said in (
+            ("%switch shared x", "large → shared in "),
+            ("%switch large x", "Nothing to do: it is served so already (mode 'large', 1 process × 1 thread)."),
+        ):
+            go.unlink()
+            begun.unlink()
+            other.send("d.switch('large')")
+            wait_for_file(begun)
+            later = threading.Timer(0.5, go.touch)  # by then this one's switch waits, too
+            later.start()
+            line(shell, command)
+            later.join()
+            assert other.receive() is None
+            assert said in capsys.readouterr().out
+        line(shell, "%switch --processes 1 --threads 2")
+        assert "1 → 2 threads in " in capsys.readouterr().out
+        assert str(kit.connect("x").history["events"].tolist()).count("switch:") == 4
 
 
 def test_the_panel_of_a_name_is_that_of_its_deployment(shell: InteractiveShell) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 import time
 
 import pytest
@@ -263,3 +264,19 @@ def test_memory_is_known_at_the_very_moment_when_another_topology_takes_over():
         sizes = [row["pss_bytes"] for row in watch.rows()]
         assert len(sizes) == 4
         assert known == sum(sizes)
+
+
+def test_switches_of_two_threads_both_hold():
+    with kit.deploy(Doubling(), processes=1) as deployment:
+        both = threading.Barrier(2)
+
+        def switch(**wanted):
+            both.wait()
+            deployment.switch(**wanted)
+
+        threads = [threading.Thread(target=switch, kwargs=wanted) for wanted in ({"mode": "large"}, {"processes": 2})]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (deployment.mode, deployment.settings.processes) == ("large", 2)

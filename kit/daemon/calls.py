@@ -53,9 +53,9 @@ def _validate(served: Served, inference_args: dict[str, Any]) -> None:
     served.serving().handler.validate_inference_args(inference_args)
 
 
-def _switch(served: Served, **settings: Any) -> None:
+def _switch(served: Served, changes: dict[str, Any], batching: dict[str, Any], anew: bool) -> list[dict[str, Any]]:
     served.line.take_back()  # so that what is computed directly is finished, too
-    served.serving().switch(**settings)
+    return [asdict(settings) for settings in served.serving()._switch(changes, batching, anew=anew)]
 
 
 def _update(served: Served, model: str | bytes, digest: str) -> None:

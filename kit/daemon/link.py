@@ -161,13 +161,12 @@ class Link:
                 self._unsent.popleft()
 
     def hung_up(self) -> bool:
-        """True when the other side has closed the connection; what it sent before may still be read."""
+        """True when the other side has closed the connection."""
         with self._lock:
-            if self.closed:
-                return True
             poll = select.poll()
-            poll.register(self.sock, 0)  # reports the end only
-            return bool(poll.poll(0))
+            if not self.closed:
+                poll.register(self.sock, 0)  # reports the end only
+            return self.closed or bool(poll.poll(0))
 
     def wake(self) -> None:
         """Have the receiving thread look around."""

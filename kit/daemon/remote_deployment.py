@@ -121,9 +121,12 @@ class RemoteDeployment(Deployment):
         self._handler.learn(found["handler"])
         return found
 
-    def _switch(self, changes: dict[str, Any], batching: dict[str, Any]) -> None:
-        self._connection.call("switch", **changes, batching=batching)
+    def _switch(
+        self, changes: dict[str, Any], batching: dict[str, Any], *, anew: bool = True
+    ) -> tuple[Settings, Settings]:
+        before, after = self._connection.call("switch", changes=changes, batching=batching, anew=anew)
         self._status()
+        return Settings(**before), Settings(**after)
 
     def _settings_for(self, changes: dict[str, Any]) -> Settings:
         return Settings(**self._connection.call("settings_for", **changes))

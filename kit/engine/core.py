@@ -66,7 +66,7 @@ class Engine:
         self.last_switch: dict[str, Any] = {}
         self.switching: tuple[Topology, float] | None = None  # the one to come, and since when
         self.at_close: list[Callable[[], None]] = []
-        self.switch_lock = threading.Lock()
+        self.switch_lock = threading.RLock()  # also held while is seen what would change
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._close_lock = threading.Lock()
         self.forkserver = (forkserver or ForkServer(preload_of(handler))).retain()
