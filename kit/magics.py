@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import keyword
 import os
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -17,36 +15,15 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 import kit
 from kit import errors, magics_bodies, magics_complete
 from kit.checks import check_handler, check_platform
-from kit.magics_args import HelpShown, parsers, settings_of, split_expression, switch_to
+from kit.magics_args import parsers, settings_of, split_expression, switch_to
+from kit.magics_errors import plainly
+from kit.magics_values import value_of
 from kit.settings import MODES
-from kit.shorten import shorten
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from kit.deployment import Deployment
-
-#: Errors of what was typed, and of a daemon that isn't there, told in one line; others show where they come from.
-_TYPED = (
-    *(errors.InvalidSetting, errors.UnsupportedInput, errors.UnsupportedType, errors.UnknownKey),
-    *(errors.NameTaken, errors.UnknownDeployment),
-    *(errors.BudgetExceeded, errors.DaemonUnavailable, errors.DaemonMismatch, errors.DeploymentLost),
-)
-
-
-def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Show errors of what was typed in one line."""
-
-    @functools.wraps(method)
-    def run(*args: Any) -> Any:
-        try:
-            return method(*args)
-        except HelpShown:
-            return None
-        except _TYPED as error:
-            raise UsageError(str(error)) from error
-
-    return run
 
 
 @magics_class
@@ -67,7 +44,7 @@ class KitMagics(Magics):
 
     @no_var_expand
     @line_magic
-    @_plainly
+    @plainly
     def serve(self, line: str) -> Deployment:
         """Serve a model handler: %serve HANDLER_EXPR --name NAME --mode MODE ...; see %serve --help."""
         expression, options = split_expression(line)
@@ -84,7 +61,7 @@ class KitMagics(Magics):
         given = [option for option, value in for_named.items() if value]
         if given and wanted.name is None:
             raise UsageError(f"%serve: {', '.join(given)}: for named deployments; give a --name, too")
-        handler = self._value_of("%serve", expression)
+        handler = value_of(self.shell, "%serve", expression)
         settings = {"mode": wanted.mode, **settings_of(wanted)}
         if wanted.name is None:
             deployment = self._serve_here(expression, handler, settings)
@@ -133,7 +110,7 @@ class KitMagics(Magics):
 
     @no_var_expand
     @line_magic
-    @_plainly
+    @plainly
     def switch(self, line: str) -> None:
         """Change the serving mode and other settings, live: %switch MODE [NAME] [--processes N] ..."""
         wanted = self._parse("switch", line)
@@ -153,19 +130,19 @@ class KitMagics(Magics):
             print(f"{before.change_in_words(after)} in {time.monotonic() - began:.2f} s.")
 
     @line_magic
-    @_plainly
+    @plainly
     def models(self, line: str) -> pd.DataFrame:
         """The models that a deployment holds: %models [NAME]"""
         return self._find(self._parse("models", line).name).models()
 
     @line_magic
-    @_plainly
+    @plainly
     def stats(self, line: str) -> pd.DataFrame:
         """The processes of a deployment: %stats [NAME]"""
         return self._find(self._parse("stats", line).name).stats()
 
     @line_magic
-    @_plainly
+    @plainly
     def panel(self, line: str) -> Any:
         """Watch a deployment and switch its mode: %panel [NAME]"""
         deployment = self._find(self._parse("panel", line).name)
@@ -179,7 +156,7 @@ class KitMagics(Magics):
         return panel(deployment)
 
     @line_magic
-    @_plainly
+    @plainly
     def unserve(self, line: str) -> None:
         """End a deployment, for all kernels: %unserve NAME"""
         name = self._parse("unserve", line).name
@@ -204,7 +181,7 @@ class KitMagics(Magics):
 
     @no_var_expand
     @line_cell_magic
-    @_plainly
+    @plainly
     def infer(self, line: str, cell: str = "") -> pd.DataFrame | None:
         """Predictions for the examples that the body gives: %%infer [NAME] [--lines] [--into VAR]"""
         wanted = self._parse("infer", line)
@@ -214,7 +191,7 @@ class KitMagics(Magics):
         if wanted.lines:
             examples: Any = [text for text in cell.splitlines() if text.strip()]
         elif any(text.strip() and not text.lstrip().startswith("#") for text in cell.splitlines()):
-            examples = self._value_of("%%infer", cell.strip())
+            examples = value_of(self.shell, "%%infer", cell, first_line=2)
         else:
             raise UsageError("%%infer: the cell's body is empty; give an expression of examples, or lines with --lines")
         found = examples | kit.RunInference(deployment)
@@ -224,23 +201,6 @@ class KitMagics(Magics):
             return frame
         self.shell.user_ns[wanted.into] = frame
         return None
-
-    def _value_of(self, magic: str, expression: str) -> Any:
-        """The value of an expression of the notebook's.
-
-        Raises:
-            UsageError: it isn't one, or a name in it isn't defined.
-        """
-        try:
-            code = compile(f"(\n{expression}\n)", f"<{magic}>", "eval")
-        except SyntaxError as error:
-            raise UsageError(f"{magic}: {shorten(expression)} isn't a Python expression: {error.msg}") from error
-        try:
-            return self.shell.ev(code)
-        except NameError as error:
-            if error.name is None or error.name not in code.co_names:
-                raise  # of a function that the expression calls
-            raise UsageError(f"{magic}: {error}") from error
 
     # ---- which deployment ----------------------------------------------------------------------
 

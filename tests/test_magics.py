@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -249,7 +251,14 @@ def test_errors_of_the_cell_itself_are_told(shell: InteractiveShell) -> None:
         shell.run_cell_magic("infer", "--into class", "[1]")
     for cell, words in (
         (lambda: shell.run_cell_magic("infer", "", "nobody"), "%%infer: name 'nobody' is not defined"),
-        (lambda: shell.run_cell_magic("infer", "", "[1,"), "%%infer: [1, isn't a Python expression: "),
+        (
+            lambda: shell.run_cell_magic("infer", "", "[1"),
+            "%%infer: [1 isn't a Python expression: '[' was never closed",
+        ),
+        (lambda: shell.run_cell_magic("infer", "", "[1]\n[2]"), "%%infer: [1] [2] is 2 statements; give one"),
+        (lambda: shell.run_cell_magic("infer", "", "x = [1]"), "%%infer: x = [1] is a statement; give an expression"),
+        (lambda: shell.run_cell_magic("infer", "", "[1,\n2"), "'[' was never closed (line 2 of the cell)"),
+        (lambda: line(shell, "%serve len 'abc --name x"), "isn't a Python expression: unterminated string literal"),
         (
             lambda: shell.run_cell_magic("infer", "", "'text'"),
             "'text' is one string, not a list of them",
@@ -264,6 +273,55 @@ def test_errors_of_the_cell_itself_are_told(shell: InteractiveShell) -> None:
     shell.run_cell("def wrong(): return undefined_there")
     with pytest.raises(NameError, match="undefined_there"):  # where it comes from matters
         line(shell, "%serve wrong()")
+
+
+def shown(shell: InteractiveShell, capsys: pytest.CaptureFixture[str], cell: str) -> str:
+    """What a cell that fails shows, without colours."""
+    capsys.readouterr()
+    assert not shell.run_cell(cell).success
+    return re.sub(r"\x1b\[[\d;]*m", "", "".join(capsys.readouterr()))
+
+
+def test_of_an_error_the_users_own_part_is_shown(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+    package = str(Path(kit.__file__).parent)
+    shell.run_cell("import threading\ndef bad(x):\n    return 1 / x\ndef unloadable(): return bad(0)")
+    line(shell, "%serve Times({'a': 3}) --name times --processes 1")
+    for cell, words in (
+        ("%%infer times\n\n[1,\n bad(0)]", ["line 4", "bad(0)]", "in bad(x)", "ZeroDivisionError: division by zero"]),
+        ("%%infer times\n(bad(x) for x in range(3))", ["<genexpr>", "in bad(x)", "ZeroDivisionError"]),
+        ("%serve Times(bad(0))", ["line 1", "in bad(x)", "ZeroDivisionError"]),
+        (
+            "%serve kit.ModelHandler.from_callable(unloadable, lambda batch, model: batch) --name x",
+            ["ModelLoadFailed: ", "in unloadable", "in bad", "ZeroDivisionError"],
+        ),
+        ("%serve Times(threading.Lock()) --name x", ["HandlerNotPicklable: Times.factors (a lock) can't travel"]),
+        ("%%infer times\n[None]", ["InferenceFailed: ", "in run_inference", "TypeError: unsupported operand"]),
+        ("def ask(): kit.connect('times').predict([None])\nask()\n", ["in ask()", "InferenceFailed"]),
+    ):
+        said = shown(shell, capsys, cell)
+        for word in words:
+            assert word in said, said
+        if cell[0] == "%":
+            assert package not in said
+            assert len(said.splitlines()) < 20, said
+
+
+def test_an_interrupted_serve_says_what_came_of_it(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shell.run_cell(LOADS)
+    shell.user_ns["folder"] = str(tmp_path)
+
+    def interrupt() -> None:
+        wait_for_file(tmp_path / "loads 2")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    said = shown(shell, capsys, "%serve Loads(folder, 2) --name x --processes 1")
+    other.join()
+    assert said.strip() == "KeyboardInterrupt: the load of 'x' was cancelled, and nothing is served."
+    wait_for(lambda: client.names() == [], "it is gone")
 
 
 def test_a_comment_is_no_example_and_keys_have_a_column(shell: InteractiveShell) -> None:

@@ -97,7 +97,7 @@ class Session:
             if self.said["action"] == hello.LOOK:
                 self._send_ring(WELCOME, self.served.status())
             elif self.said["action"] == hello.WITHDRAW:
-                self._send_ring(WELCOME, {"outcome": withdrawal.withdraw(self.served)})
+                self.link.send(WELCOME, self.link.encoder().add({"outcome": withdrawal.withdraw(self.served)}))
             else:
                 hello.check_versions(self.said, f"the deployment {self.served.name!r}")
                 outcome = self.served.admit(self.said, self)
