@@ -6,9 +6,24 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+#: Collections within collections that are looked into. What is deeper may be a circle.
+DEPTH = 64
+
+
+class _TooDeep(Exception):
+    pass
+
 
 def num_bytes(example: Any) -> int:
-    """``nbytes`` of an array, ``len`` of a text in UTF-8, the sum over a collection."""
+    """``nbytes`` of an array, ``len`` of a text in UTF-8, the sum over a collection; of one that is nested too deep
+    what Python gives for its outermost object."""
+    try:
+        return _num_bytes(example, DEPTH)
+    except _TooDeep:
+        return sys.getsizeof(example)
+
+
+def _num_bytes(example: Any, depth: int) -> int:
     size = getattr(example, "nbytes", None)
     if size is not None:
         return int(size)
@@ -18,8 +33,9 @@ def num_bytes(example: Any) -> int:
         return len(example)
     if isinstance(example, (int, float, bool)) or example is None:
         return 8
-    if isinstance(example, Mapping):
-        return sum(num_bytes(value) for value in example.values())
-    if isinstance(example, (list, tuple)):
-        return sum(num_bytes(value) for value in example)
+    if isinstance(example, (Mapping, list, tuple)):
+        if not depth:
+            raise _TooDeep
+        values = example.values() if isinstance(example, Mapping) else example
+        return sum(_num_bytes(value, depth - 1) for value in values)
     return sys.getsizeof(example)

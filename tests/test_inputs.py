@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import OrderedDict, deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from kit import inputs
+import kit
+from kit import errors, inputs
 from kit.engine.codec import Rows
 from kit.errors import UnsupportedInput
 
@@ -106,3 +109,49 @@ def test_tables_of_other_libraries_are_refused_with_advice() -> None:
     pyarrow = pytest.importorskip("pyarrow")
     with pytest.raises(UnsupportedInput, match="to_pandas"):
         inputs.sized(pyarrow.table({"a": [1, 2]}))
+
+
+class Lengths(kit.ModelHandler):
+    """Counts what an example holds."""
+
+    def load_model(self) -> Any:
+        return len
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        return [model(example) for example in batch]
+
+
+def ways(deployment: kit.Deployment, example: Any) -> list[Any]:
+    """Three ways to ask for one example."""
+    return [
+        lambda: deployment.predict([example]),
+        lambda: [example] | kit.RunInference(deployment),
+        lambda: list(iter([example]) | kit.RunInference(deployment)),
+    ]
+
+
+def refused(ask: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words) as told:
+        ask()
+    assert len(traceback.format_exception(told.value)) < 30
+
+
+def test_examples_that_hold_themselves_or_are_nested_deep(runtime: Path) -> None:
+    itself: list[Any] = [1]
+    itself += [itself, itself]
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    with (
+        kit.deploy(Lengths(), processes=1) as own,
+        kit.deploy(Lengths(), processes=1, name="lengths") as named,
+    ):
+        for ask in (*ways(own, itself), *ways(own, {"a": itself, "b": 1, "c": 2})):
+            assert ask()[0].inference == 3  # they can be pickled
+        for ask in ways(own, deep):
+            refused(ask, errors.InferenceFailed, "can't be sent to a worker process")
+        for example in (itself, {"a": itself}, deep):
+            for ask in ways(named, example):
+                refused(ask, errors.UnsupportedType, "nested more than 64 deep, or holds itself")
+        for deployment in (own, named):
+            assert deployment.predict([[2]])[0].inference == 1

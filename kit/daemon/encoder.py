@@ -25,6 +25,10 @@ LARGE_BYTES = 4096
 _TYPES = "None, bool, int, float, str, bytes, tuple, list, dict, datetime, numpy arrays, tensors, DataFrames"
 
 
+class _TooDeep(Exception):
+    pass
+
+
 class Encoder:
     """Collects the head and the buffers of one value.
 
@@ -85,14 +89,21 @@ class Encoder:
 
     def items(self, tag: bytes, values: Any) -> None:
         """Any sequence of values."""
-        self._depth += 1
-        if self._depth >= DEPTH:
-            raise errors.UnsupportedType(f"a value is nested more than {DEPTH} deep; flatten it.")
+        self._depth = depth = self._depth + 1
+        if depth >= DEPTH:
+            raise _TooDeep
         self.head += tag
         self.count(len(values))
-        for value in values:
-            self.add(value)
-        self._depth -= 1
+        try:
+            for value in values:
+                self.add(value)
+        except _TooDeep:
+            if depth > 1:
+                raise
+            # From here, without the frames of all those levels.
+            words = f"a value is nested more than {DEPTH} deep, or holds itself; flatten it."
+            raise errors.UnsupportedType(words) from None
+        self._depth = depth - 1
 
     def _other(self, value: Any) -> None:
         if isinstance(value, np.generic):

@@ -182,7 +182,7 @@ class Dispatcher:
                 self._refuse(lane, chunk, error)
         except Exception as error:
             trouble = errors.InferenceFailed(
-                f"an example can't be sent to a worker process: {type(error).__name__}: {error}. "
+                f"an example can't be sent to a worker process: {type(error).__name__}: {str(error).rstrip('.')}. "
                 "Examples must be picklable; convert them first, or do it in a pre-processing function from a path."
             )
             self._refuse(lane, chunk, trouble)
