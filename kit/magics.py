@@ -15,7 +15,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 import kit
 from kit import errors, magics_bodies, magics_complete
 from kit.checks import check_handler, check_platform
-from kit.magics_args import parsers, settings_of, split_expression, switch_to
+from kit.magics_args import options_as_typed, parsers, settings_of, split_expression, switch_to
 from kit.magics_errors import plainly
 from kit.magics_values import value_of
 from kit.settings import MODES
@@ -63,10 +63,11 @@ class KitMagics(Magics):
             raise UsageError(f"%serve: {', '.join(given)}: for named deployments; give a --name, too")
         handler = value_of(self.shell, "%serve", expression)
         settings = {"mode": wanted.mode, **settings_of(wanted)}
-        if wanted.name is None:
-            deployment = self._serve_here(expression, handler, settings)
-        else:
-            deployment = self._serve_named(handler, settings, wanted)
+        with options_as_typed():
+            if wanted.name is None:
+                deployment = self._serve_here(expression, handler, settings)
+            else:
+                deployment = self._serve_named(handler, settings, wanted)
         self._latest, self._served = deployment, True
         return deployment
 
@@ -123,7 +124,8 @@ class KitMagics(Magics):
             raise UsageError(f"%switch: give a mode ({', '.join(MODES)}) and at most one name; see %switch --help")
         deployment = self._find(words[0] if words else None)
         began = time.monotonic()
-        before, after = deployment._switch({"mode": mode, **settings}, {}, anew=False)
+        with options_as_typed():
+            before, after = deployment._switch({"mode": mode, **settings}, {}, anew=False)
         if before == after:
             print(f"Nothing to do: it is served so already (mode {after.mode!r}, {after.workers_in_words}).")
         else:
@@ -188,12 +190,11 @@ class KitMagics(Magics):
         if wanted.into is not None and (not wanted.into.isidentifier() or keyword.iskeyword(wanted.into)):
             raise UsageError(f"%%infer: --into {wanted.into!r} is no name of a variable")
         deployment = self._find(wanted.name)
-        if wanted.lines:
-            examples: Any = [text for text in cell.splitlines() if text.strip()]
-        elif any(text.strip() and not text.lstrip().startswith("#") for text in cell.splitlines()):
-            examples = value_of(self.shell, "%%infer", cell, first_line=2)
-        else:
+        examples: Any = [text for text in cell.splitlines() if text.strip()]
+        if not examples or not (wanted.lines or any(not text.lstrip().startswith("#") for text in examples)):
             raise UsageError("%%infer: the cell's body is empty; give an expression of examples, or lines with --lines")
+        if not wanted.lines:
+            examples = value_of(self.shell, "%%infer", cell, first_line=2)
         found = examples | kit.RunInference(deployment)
         predictions = found if isinstance(found, kit.Predictions) else kit.Predictions(list(found))
         frame = predictions.to_frame()

@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from IPython.core.error import UsageError
 
+from kit import errors
 from kit.settings import MODES
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+_NEGATIVE = re.compile(r"-\.?\d")
+#: Arguments of `kit.deploy`, by the options that give them.
+_OPTIONS = {
+    **{name: f"--{name}" for name in ("name", "mode", "processes", "threads")},
+    "model_copies": "--copies",
+    "memory_budget": "--budget",
+    "keep_alive": "--keep-alive",
+}
+_ARGUMENT = re.compile(rf"(?<![\w-])({'|'.join(_OPTIONS)})(?==)|model_copies|memory_budget")
+
+
+@contextlib.contextmanager
+def options_as_typed() -> Iterator[None]:
+    """Within, errors about arguments of `kit.deploy` and `switch` name the options that gave them."""
+    try:
+        yield
+    except (errors.InvalidSetting, errors.BudgetExceeded) as error:
+        raise type(error)(_ARGUMENT.sub(lambda found: _OPTIONS[found[0]], str(error))) from error
 
 
 class HelpShown(Exception):
@@ -23,7 +46,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, magic: str, usage: str, description: str) -> None:
         # argparse takes a % in the usage for a format.
-        super().__init__(prog=magic, usage=usage.replace("%", "%%"), description=description, exit_on_error=True)
+        super().__init__(prog=magic, usage=usage.replace("%", "%%"), description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
@@ -41,6 +64,10 @@ class Parser(argparse.ArgumentParser):
             words = shlex.split(line)
         except ValueError as error:
             self.error(f"{error} in {line!r}")
+        for at in range(len(words) - 1, 0, -1):
+            # argparse takes -5m for an option.
+            if words[at - 1] in options_of(self) and _NEGATIVE.match(words[at]):
+                words[at - 1 : at + 1] = [f"{words[at - 1]}={words[at]}"]
         return self.parse_args(words)
 
 

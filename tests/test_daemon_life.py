@@ -442,3 +442,11 @@ def test_of_two_daemons_the_one_whose_folder_was_removed_ends(runtime: Path) -> 
     assert [one.inference for one in again.predict([2])] == [4]
     assert len(kit.deployments()) == 1
     client.stop("double")
+
+
+def test_a_folder_in_the_place_of_the_socket_is_told(runtime: Path) -> None:
+    (runtime / paths.SOCKET).mkdir()
+    with pytest.raises(errors.DaemonUnavailable, match=r"daemon\.sock is a folder, .*: remove it, or name another"):
+        kit.deploy(Doubling(), name="double", processes=1)
+    (runtime / paths.SOCKET).rmdir()
+    assert kit.deploy(Doubling(), name="double", processes=1).predict([1])[0].inference == 2

@@ -19,7 +19,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import kit
-from kit.daemon import client
+from kit.daemon import client, hello
 from kit.magics_args import options_of, parsers, split_expression
 from kit.settings import MODES
 from tests.daemon_kernels import LOADS, Kernel, wait_for, wait_for_file
@@ -216,7 +216,13 @@ def test_infer_shows_its_help_with_and_without_a_body(
         ("%serve", "give an expression"),
         ("%serve Times({}) --mode huge", "invalid choice: 'huge'"),
         ("%serve Times({}) --processes many", "invalid int value"),
-        ("%serve Times({}) --processes 0", "processes=0"),
+        ("%serve Times({}) --processes 0", "--processes=0: give"),
+        ("%serve Times({}) --mode medium --copies 0 --name x", "--copies=0: give"),
+        ("%serve Times({}) --mode large --copies 3", "--copies=3 doesn't go with --mode='large', which keeps 1"),
+        ("%serve Times({}) --budget much", "--budget='much' isn't a size"),
+        ("%serve Times({}) --keep-alive -5m --name x", "--keep-alive='-5m': give seconds above 0"),
+        ("%serve kit.ModelHandler(model_copies=0)", "model_copies=0"),
+        ("%serve Times({}) --nam x", "unrecognized arguments: --nam x"),
         ("%serve Times({}) --nme x", "unrecognized arguments: --nme x"),
         ("%serve Times({}) --name a/b", "name='a/b'"),
         ("%serve Times", "make an object of it"),
@@ -242,7 +248,11 @@ def test_argument_errors_are_one_line(shell: InteractiveShell, text: str, words:
 
 def test_errors_of_the_cell_itself_are_told(shell: InteractiveShell) -> None:
     line(shell, "%serve Times({'a': 3}) --name times --processes 1")
-    for cell in (lambda: line(shell, "%infer times"), lambda: shell.run_cell_magic("infer", "", " \n")):
+    for cell in (
+        lambda: line(shell, "%infer times"),
+        lambda: shell.run_cell_magic("infer", "", " \n"),
+        lambda: shell.run_cell_magic("infer", "--lines", " \n\n"),
+    ):
         with pytest.raises(UsageError, match="empty"):
             cell()
     with pytest.raises(UsageError, match="no name of a variable"):
@@ -491,6 +501,7 @@ def test_everything_works_from_a_terminal(runtime: Path) -> None:
         assert run("stop").returncode == 1
         assert run("nonsense").returncode == 2
         assert "stopped noisy" in run("stop", "--all").stdout
+        assert run("--version").stdout.split() == ["kit", f"{kit.__version__},", "Python", hello.PYTHON]
         assert "no named deployment" in run("ps").stdout
 
 

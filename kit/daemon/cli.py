@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import kit
 from kit import errors
-from kit.daemon import client
+from kit.daemon import client, hello
 from kit.sizes import format_bytes
 
 _PS = ("name", "state", "handler", "mode", "processes", "threads", "kernels", "pid", "age")
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m kit", description="Named deployments of this user.")
+    version = f"kit {kit.__version__}, Python {hello.PYTHON}"  # what must be the same in kernels and daemon
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("ps", help="list the deployments").set_defaults(run=_ps)
     top = commands.add_parser("top", help="rates and memory, once a second until interrupted")
