@@ -55,7 +55,7 @@ def never_asked(*keys):
 FOUR = [
     model("tweets"),
     model("films", score=3.0),
-    model("reviews", state="loading", score=2.0),
+    model("reviews", state="loading", loading_at="worker 1", score=2.0),
     never_asked("editorials"),
 ]
 MANY = [model(f"shop {n}", state="resident" if n < 30 else "evicted", score=1000.0 - n) for n in range(1000)]
@@ -249,10 +249,34 @@ def test_states_become_spans():
     log, states = ModelLog(60), ["evicted", "evicted", "loading", "resident", "resident", "evicted"]
     loads = [0, 0, 0, 1, 1, 1]
     for at, (state, count) in enumerate(zip(states, loads, strict=True)):
-        log.note(100.0 + at, [model("films", state=state, loads=count, evictions=int(at == 5))])
+        at_home = "worker 0" if state == "loading" else ""
+        log.note(100.0 + at, [model("films", state=state, loads=count, evictions=int(at == 5), loading_at=at_home)])
     expected = [(100, 102, "evicted"), (102, 103, "loading"), (103, 105, "resident"), (105, 105, "evicted")]
     assert log.spans(model("films")) == expected
     assert log.spans(model("other")) == []
+
+
+def test_what_waits_for_room_is_not_said_to_be_loading(snapshot):  # noqa: F811
+    waits, loads = model("a", state="loading"), model("b", state="loading", loading_at="worker 0")
+    log = ModelLog(60)
+    log.note(100.0, [waits, loads])
+    log.note(103.0, [waits, loads])
+    assert log.spans(waits) == [(100, 103, "waiting")]
+    found = keyed(snapshot, [waits, loads])
+    facts = dict(model_rows.facts(found))
+    assert (facts["loading"], facts["waiting for room"]) == ("1", "1")
+    assert "a: waiting for room" in model_rows.text(found)
+    assert ">waiting for room<" in model_table.draw(found)
+
+
+def test_a_load_under_way_has_a_mark_and_a_band_that_grows(snapshot):  # noqa: F811
+    log, loading = ModelLog(60), model("films", state="loading", loading_at="worker 0")
+    for at in range(1050, 1060):
+        log.note(float(at), [loading, model("tweets")])
+    rows = [second(at) for at in range(1000, 1061)]
+    found = replace(keyed(snapshot, [loading]), rows=rows, events=log.loads([loading, model("tweets")]))
+    [mark] = marks_of(found)
+    assert (mark.label, mark.time, mark.band) == ("load films", 1050, (1050, 1059))
 
 
 def test_loads_between_two_looks_are_seen_by_their_count():

@@ -154,15 +154,15 @@ def test_models_that_come_and_go_share_a_band_of_their_own():
     events = [
         of("load", 10, "films", 0.5),
         of("load", 30, "a", 0.2), of("evict", 31, "b"), Event(31.5, "death", "worker 0 killed"), of("load", 32, "c"),
-        of("evict", 33, "d"), of("fail", 34, "e"),
+        of("evict", 33, "d"), of("evict", 33.5, "d"), of("fail", 34, "e"),
         of("evict", 50, "films"), of("load", 50.4, "tweets", 0.4),
     ]  # fmt: skip
     found = [(mark.time, mark.label, mark.band) for mark in marks(events, since=0)]
     assert found == [
         (9.5, "load films", (9.5, 10)),
-        (29.8, "2 loads, 2 evictions, 1 failed load", (29.8, 34)),
+        (29.8, "load a and c, 3 evictions, fail e", (29.8, 34)),
         (31.5, "worker 0 died", None),
-        (50, "evict films, load tweets", (50, 50.4)),
+        (50, "load tweets, evict films", (50, 50.4)),
     ]
 
 

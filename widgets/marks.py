@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 TOGETHER_S = 2.0
 #: A row of figures tells of the time before it, seconds.
 ROW_S = 1.0
+#: Models that a mark names; more are counted.
+NAMED = 2
 #: Which event of several names their mark.
 _WEIGHT = {
     "death": 6, "switch": 5, "update": 5, "resize": 5, "cancelled": 4, "evict": 4, "timeout": 3, "warning": 3,
@@ -93,12 +94,12 @@ def _mark(group: list[Event]) -> Mark:
 
 
 def _churn(group: list[Event]) -> Mark:
-    if len(group) <= 2:
-        label = ", ".join(f"{event.kind} {shortened(event.model.strip(chr(39)), 16)}" for event in group)
-    else:
-        counts = Counter(event.kind for event in group)
-        label = ", ".join(counted(counts[kind], words) for kind, words in _CHURN.items() if counts[kind])
-    return Mark(group[0].began, label, _band(group), churn=True)
+    label = []
+    for kind, words in _CHURN.items():
+        models = [shortened(event.model.strip("'"), 16) for event in group if event.kind == kind]
+        if models:
+            label.append(f"{kind} {' and '.join(models)}" if len(models) <= NAMED else counted(len(models), words))
+    return Mark(group[0].began, ", ".join(label), _band(group), churn=True)
 
 
 def _band(events: Sequence[Event]) -> tuple[float, float] | None:

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
-from widgets.model_rows import Row, figure, identity
+from kit.history import Event
+from widgets.model_rows import Row, figure, identity, state_of
 
 #: After a longer time without a look nothing is known of what was between.
 BLIND_S = 5.0
@@ -42,7 +43,7 @@ class ModelLog:
         before = self._looked
         blind = before is not None and now - before > BLIND_S
         for row in rows:
-            key, state = identity(row), row["state"]
+            key, state = identity(row), state_of(row)
             changes = self._changes.get(key)
             counts = int(figure(row, "loads")), int(figure(row, "evictions"))
             if changes is None:
@@ -75,7 +76,7 @@ class ModelLog:
         old: tuple[int, int],
         new: tuple[int, int],
     ) -> None:
-        was, state = changes[-1][1], row["state"]
+        was, state = changes[-1][1], state_of(row)
         loaded, evicted = new[0] > old[0], new[1] > old[1]
         took = min(figure(row, "load_s"), (now - before) / 2)
         if loaded and was != "loading":
@@ -88,6 +89,15 @@ class ModelLog:
             changes.append((max(changes[-1][0], before) + took, "resident"))
         if changes[-1][1] != state:
             changes.append((now, state))
+
+    def loads(self, rows: Sequence[Row]) -> list[Event]:
+        """The loads under way, as the events that they will be; their beginning is judged by the looks."""
+        spans = [(row, found[-1]) for row in rows if state_of(row) == "loading" and (found := self.spans(row))]
+        return [
+            Event(span.end, "load", "under way", seconds=span.end - span.start, model=repr(row["keys"][0]))
+            for row, span in spans
+            if row["keys"] and span.state == "loading"
+        ]
 
     def spans(self, row: Row) -> list[Span]:
         """The states of a model, oldest first, up to the last look."""

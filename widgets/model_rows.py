@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.memory import format_bytes
 from kit.shorten import counted as counted_words
-from widgets.html import GREEN, GREY, ORANGE, SKY, VERMILLION, shortened
+from widgets.html import GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, shortened
 
 if TYPE_CHECKING:
     from kit.snapshot import Snapshot
@@ -18,9 +18,17 @@ Row = dict[str, Any]
 #: Models that are drawn and listed; the others are counted.
 SHOWN = 20
 #: State -> its colour, in the order in which counts are told.
-STATES = {"resident": GREEN, "loading": ORANGE, "host tier": SKY, "evicted": GREY, "failed": VERMILLION}
+STATES = {
+    "resident": GREEN, "loading": ORANGE, "waiting": PURPLE, "host tier": SKY, "evicted": GREY, "failed": VERMILLION
+}  # fmt: skip
 #: What a state is called where "evicted" would also be said of models that were never loaded.
-WORDS = {"evicted": "not loaded"}
+WORDS = {"evicted": "not loaded", "waiting": "waiting for room"}
+
+
+def state_of(row: Row) -> str:
+    """A model's state; "waiting" for one that is to be loaded, which no process does yet."""
+    state = str(row["state"])
+    return "waiting" if state == "loading" and not homes(row, "loading_at") else state
 
 
 def in_words(state: str) -> str:
@@ -51,7 +59,7 @@ def by_score(rows: Sequence[Row]) -> list[Row]:
 
 def counted(rows: Sequence[Row]) -> str:
     """How many are in which state: "3 resident, 1 loading, 196 not loaded"."""
-    found = Counter(row["state"] for row in rows)
+    found = Counter(map(state_of, rows))
     return ", ".join(
         f"{found[state]:,} {in_words(state)}" for state in (*STATES, *sorted(set(found) - set(STATES))) if found[state]
     )
@@ -114,7 +122,7 @@ def facts(snapshot: Snapshot) -> list[tuple[str, str]]:
     hits, requests = (int(sum(figure(row, name) for row in rows)) for name in ("hits", "requests"))
     budget = budget_of(snapshot)
     pairs = [
-        (in_words(state), f"{count:,}") for state in STATES if (count := sum(row["state"] == state for row in rows))
+        (in_words(state), f"{count:,}") for state in STATES if (count := sum(state_of(row) == state for row in rows))
     ]
     return [
         *pairs,
@@ -144,7 +152,7 @@ def text(snapshot: Snapshot) -> str:
 def _line(row: Row) -> str:
     """What is known of a model, in words."""
     counts = [counted_words(int(figure(row, noun + "s")), noun) for noun in ("hit", "load", "eviction")]
-    words = ", ".join([in_words(row["state"]), format_bytes(size(row)) if size(row) else "size unknown", *counts])
+    words = ", ".join([in_words(state_of(row)), format_bytes(size(row)) if size(row) else "size unknown", *counts])
     return f"{words}; {shortened(trouble(row), 120)}" if trouble(row) else words
 
 

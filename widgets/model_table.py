@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kit.memory import format_bytes
 from widgets import model_rows
 from widgets.html import milliseconds, shortened, swatch
-from widgets.model_rows import SHOWN, STATES, Row, figure, in_words
+from widgets.model_rows import SHOWN, STATES, Row, figure, in_words, state_of
 
 if TYPE_CHECKING:
     from kit.snapshot import Snapshot
@@ -34,7 +34,7 @@ def draw(snapshot: Snapshot) -> str:
 
 
 def _row(row: Row) -> str:
-    state = row["state"]
+    state = state_of(row)
     size, used = model_rows.size(row), row.get("idle_s")
     cells = (
         swatch(STATES[state]) + escape(in_words(state)) if state in STATES else escape(state),

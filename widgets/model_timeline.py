@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ROW_PX, LEFT_PX, TOP_PX, BOTTOM_PX = 17, 150, 34, 24
 #: Height of a state's bar in its row, so that states aren't told by colour alone.
-_THICKNESS = {"resident": 0.78, "loading": 0.5, "host tier": 0.5, "evicted": 0.06, "failed": 0.22}
+_THICKNESS = {"resident": 0.78, "loading": 0.5, "waiting": 0.32, "host tier": 0.5, "evicted": 0.06, "failed": 0.22}
 
 
 class ModelTimeline(TimePlot):

@@ -116,6 +116,8 @@ class Redraw:
         """Bring the view up to date; with `only_changes`, when there is anything new."""
         snapshot = deployment.snapshot(self._seconds)
         self._models.note(time.time(), snapshot.models)
+        if under_way := self._models.loads(snapshot.models):
+            snapshot = dataclasses.replace(snapshot, events=[*snapshot.events, *under_way])
         served = (snapshot.settings, tuple(sorted(snapshot.batching.items(), key=lambda item: item[0])))
         if served != self._served:
             self._served = served
