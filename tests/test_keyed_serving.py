@@ -60,6 +60,14 @@ class Broken(Times):
         raise OSError("no such disk")
 
 
+class Killing(Times):
+    """Ends the process that loads it."""
+
+    def load_model(self) -> Any:
+        threading.Event().wait(0.1)  # others are being loaded beside it
+        os._exit(9)
+
+
 class Deadly(Times):
     """Ends its process at the example 13."""
 
@@ -96,6 +104,24 @@ def test_a_process_that_is_killed_while_it_loads_costs_nobody_an_answer(mode: st
         (tmp_path / "go").write_text("go")
         assert waiting.result(60) == [("a", (1, 2.0, None)), ("b", (1, 3.0, None))]
         assert row_of(deployment, "a").loads == 1
+
+
+@pytest.mark.parametrize("mode", ["default", "large", "shared"])
+def test_a_key_whose_load_kills_fails_its_own_requests_only_however_often_it_is_asked(mode: str) -> None:
+    good = {f"good{number}": Times(number, megabytes=8) for number in range(4)}
+    with kit.deploy(keyed(bad=Killing(1), **good), mode=mode, processes=2, memory_budget="20MB") as deployment:
+        failed = tries = 0
+        while tries < 3:  # more deaths than a deployment is given up for
+            request = deployment.submit([("bad", 1)])
+            for number in range(4):  # two of these fit: they are loaded beside it
+                assert deployment.predict([(f"good{number}", 5)], timeout=60)[0][1].inference == 5.0 * number
+            with pytest.raises(errors.ModelLoadFailed, match="'bad'") as raised:
+                request.result(60)
+            failed += 1
+            tries += "in a row. See" in str(raised.value)
+            threading.Event().wait(0.2)
+        assert row_of(deployment, "bad").state == "failed"
+        assert failed == deployment.counters["failed"]
 
 
 @pytest.mark.parametrize("mode", ["default", "large", "medium", "shared"])

@@ -216,6 +216,8 @@ class Engine:
     def may_replace(self, process: Process) -> bool:
         """Count a death; False once there were too many, which ends the deployment with an error."""
         self.dispatcher.counters.deaths += 1
+        if process.loads:
+            return True  # a load that kills is the trouble of its own key, which is tried again later and later
         now = time.monotonic()
         if process.exit_status is None and self._deaths and now - self._deaths[-1] < 1.0:
             return True  # they all went with the fork server: one death

@@ -33,6 +33,7 @@ class ModelLoads:
         self._places = places
         self._sizes: dict[KeyModel, int] = {}  # as measured at the last load
         self._homes_changed = threading.Condition()
+        self._one_by_one = threading.Lock()
 
     def homes_changed(self) -> None:
         """Look again for homes: a process is ready, or another topology serves, or none any more."""
@@ -53,7 +54,9 @@ class ModelLoads:
         while tries < TRIES:
             began = time.monotonic()
             try:
-                resident = self._bring(place)
+                # What was being loaded when a process died is tried one by one: the other one may be why.
+                with self._one_by_one if tries else contextlib.nullcontext():
+                    resident = self._bring(place)
             except errors.WorkerDied:
                 tries += not place.killed
                 place.killed = False
@@ -100,8 +103,10 @@ class ModelLoads:
         home = self._home_for(place)
         place.loading_at = home
         spec = self._places.specs.loaded(place.spec)
+        home.loads += 1
         try:
             answer = home.ask(LOAD_MODEL, spec).result()
+            home.loads -= 1
         except errors.WorkerDied:
             home.exited.wait(STOP_TIMEOUT_S)  # or it would be chosen again
             place.killed = home.expected_death

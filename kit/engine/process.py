@@ -29,6 +29,7 @@ class Process:
         loaded: resolves to the report of the process once its model is ready, or to the error.
         condemned: True once we ended it for good.
         ready: True once its model was loaded.
+        loads: models by key that it is loading, or was when it died.
         expected_death: True when its end shall not count as a death, but it is to be replaced.
         replaced: True once another is started in its place.
     """
@@ -46,6 +47,7 @@ class Process:
         self.exit_status: int | None = None
         self.condemned = False
         self.expected_death = self.replaced = False
+        self.loads = 0
         self.ready = False
         self.started_at = time.monotonic()
         self.report: dict[str, Any] = {}
