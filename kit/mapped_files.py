@@ -28,7 +28,7 @@ class _Mapping(NamedTuple):
 
 #: A mapping of a file in /proc/self/maps: range, permissions, offset, device, inode (0 is no file).
 _LINE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ ([0-9a-f]+):([0-9a-f]+) ([1-9]\d*)", re.MULTILINE)
-_PSS = re.compile(rb"^Pss: +(\d+) kB", re.MULTILINE)
+_SIZES = re.compile(rb"^Rss: +(\d+) kB\nPss: +(\d+) kB", re.MULTILINE)
 #: Of an entry of /proc/self/pagemap: the page is there; it belongs to a file.
 _PRESENT, _OF_FILE = 1 << 63, 1 << 61
 
@@ -53,12 +53,19 @@ def in_mapped_files(spans: Iterable[tuple[int, int]]) -> dict[File, int]:
     return found
 
 
-def pss_of(pid: int, files: Collection[File]) -> dict[File, int]:
-    """PSS of a process's mappings of some files: where n processes map a page, an nth of it. 0 without /proc.
+class Mapped(NamedTuple):
+    """What a process has in memory of a file that it maps: bytes, and their part where n map a page, an nth of it."""
+
+    rss_bytes: int = 0
+    pss_bytes: int = 0
+
+
+def mapped_by(pid: int, files: Collection[File]) -> dict[File, Mapped]:
+    """What a process has in memory of some files; nothing without /proc.
 
     The kernel walks all pages of the process for it: tens of ms.
     """
-    found = dict.fromkeys(files, 0)
+    found = dict.fromkeys(files, Mapped())
     try:
         with open(f"/proc/{pid}/smaps", "rb") as file:
             text = file.read()
@@ -68,9 +75,10 @@ def pss_of(pid: int, files: Collection[File]) -> dict[File, int]:
     for header in _LINE.finditer(text):
         if int(header[5]) in inodes:
             mapped = os.makedev(int(header[3], 16), int(header[4], 16)), int(header[5])
-            size = _PSS.search(text, header.end())
-            if mapped in found and size is not None:
-                found[mapped] += int(size[1]) * 1024
+            sizes = _SIZES.search(text, header.end())
+            if mapped in found and sizes is not None:
+                rss, pss = (int(size) * 1024 for size in sizes.groups())
+                found[mapped] = Mapped(found[mapped].rss_bytes + rss, found[mapped].pss_bytes + pss)
     return found
 
 

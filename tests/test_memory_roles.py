@@ -16,9 +16,8 @@ import kit
 from kit import model_bytes
 from kit.mapped_files import in_mapped_files
 from kit.settings import Settings
-from kit.sizes import format_bytes
 from tests.models import Doubling, Wide
-from widgets.memory_plot import memory_facts
+from tests.widgets_helpers import until
 
 PARTS = ["libraries_bytes", "weights_private_bytes", "weights_shared_bytes", "working_bytes"]
 WIDTH, LAYERS = 1024, 20
@@ -47,6 +46,14 @@ class FromFile(kit.ModelHandler):
         return list(rows)
 
 
+class Reading(FromFile):
+    """Reads half of its layers only."""
+
+    def run_inference(self, batch, model, inference_args=None):
+        few = [model[f"layer{number}"] for number in range(LAYERS // 2)]
+        return [float(sum(layer.sum() for layer in few)) for _ in batch]
+
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("weights") / "layers.safetensors"
@@ -66,6 +73,11 @@ def settled(deployment) -> dict[str, int]:
         if stats.pss_bytes.notna().all() and (read_at > began).all() and rows and rows[-1]["time"] > read_at.max():
             return {name: rows[-1][name] for name in ("pss_bytes", *PARTS)}
         time.sleep(0.2)
+
+
+def half(rows) -> bool:
+    """Whether less than all of the file counts by now."""
+    return bool(rows) and 0 < rows[-1]["weights_shared_bytes"] < 0.7 * SIZE
 
 
 @pytest.mark.parametrize("mode", ["default", "large", "shared"])
@@ -90,14 +102,25 @@ def test_a_file_that_others_map_too_counts_for_the_part_that_is_not_theirs(path)
     layers = load_file(path)  # this process is another
     assert sum(float(layer.sum()) for layer in layers.values()) != 0
     with kit.deploy(FromFile(path), mode="large", processes=1) as deployment:
-        found = settled(deployment)
+        settled(deployment)
+        until(lambda: half(deployment.snapshot(60).rows), "another look")
+        found = deployment.snapshot(60).rows[-1]
         assert sum(found[part] for part in PARTS) == found["pss_bytes"]
         assert found["weights_shared_bytes"] == pytest.approx(SIZE / 2, rel=0.1)
         assert found["working_bytes"] > 0
-        shown = dict(memory_facts(deployment.snapshot(60), None)[0])
-        assert shown["weights, others' share"] == format_bytes(SIZE - found["weights_shared_bytes"])
         same = deployment.snapshot(60).predict_memory(deployment.settings)
         assert same["weights_shared_bytes"] == found["weights_shared_bytes"]
+
+
+def test_of_a_mapped_file_counts_what_is_in_memory(tmp_path):
+    path = tmp_path / "layers.safetensors"
+    save_file({f"layer{number}": torch.randn(WIDTH, WIDTH) for number in range(LAYERS)}, path)
+    with kit.deploy(Reading(path), mode="large", processes=1) as deployment:
+        deployment.predict([1])
+        until(lambda: half(deployment.snapshot(60).rows), "a look")
+        found = deployment.snapshot(60).rows[-1]
+        assert found["weights_shared_bytes"] == pytest.approx(SIZE / 2, rel=0.1)
+        assert found["working_bytes"] > 0
 
 
 def test_weights_that_were_written_to_are_a_copy_a_process(path):

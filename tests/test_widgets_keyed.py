@@ -55,7 +55,7 @@ def never_asked(*keys):
 FOUR = [
     model("tweets"),
     model("films", score=3.0),
-    model("reviews", state="loading", loading_at="worker 1", score=2.0),
+    model("reviews", state="loading", score=2.0),
     never_asked("editorials"),
 ]
 MANY = [model(f"shop {n}", state="resident" if n < 30 else "evicted", score=1000.0 - n) for n in range(1000)]
@@ -87,7 +87,7 @@ def slots_of(picture):
 def test_each_box_has_slots_that_fill_and_empty(snapshot):  # noqa: F811
     found = keyed(snapshot, [*FOUR, model("news", where="worker 1"), model("mail", where="worker 0, worker 1")])
     picture = topology.draw(found)
-    assert slots_of(picture) == [["films", "mail", "tweets"], ["mail", "news", "reviews"]]
+    assert slots_of(picture) == [["films", "mail", "tweets"], ["mail", "news"]]
     assert 'class="kit-model"' not in picture
     assert "6 models by key, 4 loaded: 455 of 400 MB" in picture
     words = topology.text(found)
@@ -230,7 +230,7 @@ def test_what_keeps_a_model_from_being_loaded_is_said(snapshot):  # noqa: F811
 def test_the_numbers_beside_the_timeline(snapshot):  # noqa: F811
     found = dict(model_rows.facts(keyed(snapshot, FOUR)))
     assert found["resident"] == "2"
-    assert found["loading"] == "1"
+    assert found["waiting for room"] == "1"
     assert found["not loaded"] == "1"
     assert found["loaded bytes"] == "182 MB"
     assert found["budget"] == "400 MB"

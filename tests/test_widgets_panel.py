@@ -93,7 +93,10 @@ def test_the_latest_answer_tells_example_answer_pid_mode_and_time(deployment, pa
 
 def test_a_chosen_mode_is_predicted_before_it_is_applied(deployment, panel):
     panel.choose("large", processes=3).result(10)
-    until(lambda: "Chosen, not applied yet: large, 1 copy" in panel._view.hint.value, "the prediction")
+    until(
+        lambda: "Chosen, not applied yet: large, 3 processes × 1 thread, 1 copy" in panel._view.hint.value,
+        "the prediction",
+    )
     assert deployment.mode == "default"
     assert not panel._view.apply.disabled
     panel.apply().result(30)
@@ -316,12 +319,14 @@ def test_values_that_cannot_be_applied(deployment, panel):
 
 
 @pytest.mark.parametrize(
-    ("name", "typed", "most"), [("processes", 0, 250), ("threads", -3, 250), ("max_batch_size", -1, 1_000_000)]
+    ("name", "typed", "most"),
+    [("processes", 0, 250), ("threads", -3, 250), ("processes", 2.7, 250), ("max_batch_size", -1, 1_000_000)],
 )
 def test_a_number_that_cannot_be_is_told_and_left_as_it_was_typed(deployment, panel, name, typed, most):
     control = panel._view.controls.numbers[name]
     control.value = typed  # as a browser does
-    until(lambda: f"applied: {name}={typed}: give a whole number from" in panel._view.hint.value, "the words")
+    until(lambda: f"applied: {name}={typed} (" in panel._view.hint.value, "the words")
+    assert ": give a whole number from" in panel._view.hint.value
     assert str(most) in panel._view.hint.value
     assert panel._view.apply.disabled
     with pytest.raises(errors.InvalidSetting, match=f"{name}={typed}"):
@@ -422,6 +427,9 @@ def test_the_load_rests_while_modes_are_measured_and_then_goes_on(deployment, pa
     ):
         under_way = measure()
         until(lambda: not panel._load.running, "that the load rests")
+        until(lambda: panel._view.start.disabled, "that it can't be started")
+        with pytest.raises(errors.InvalidSetting, match="rests while modes are measured"):
+            panel.start_load(10).result(10)
         under_way.result(120)
         assert panel._load.running
         assert panel._load.rate == 40

@@ -306,7 +306,7 @@ def test_text_can_be_read_in_both_themes():
 
 def test_the_twin_is_small_and_has_text_and_picture(snapshot):
     png = stitched([ThroughputPlot().draw(snapshot), MemoryPlot().draw(snapshot, None, None)])
-    found = bundle("<mode> default", png)
+    found = bundle("<mode> default", png, "kit-panel-1")
     assert found["text/plain"] == "<mode> default"
     assert "&lt;mode&gt;" in found["text/html"]
     assert sum(map(len, found.values())) < 100_000

@@ -37,10 +37,9 @@ class CompareTab:
             widgets.Dropdown(options=list(MODES), value=mode, description=words, layout={"width": "180px"})
             for words, mode in (("Race", "large"), ("against", "shared"))
         )
-        self.seconds = widgets.BoundedIntText(
-            value=8, min=1, max=3600, description="Seconds each", style={"description_width": "100px"},
-            layout={"width": "190px"},
-        )  # fmt: skip
+        self.seconds = widgets.FloatText(
+            value=8, step=1, description="Seconds each", style={"description_width": "100px"}, layout={"width": "190px"}
+        )
         self.race = widgets.Button(description="Race")
         self.race_progress = Progress("race", cancel_race)
         self.race_picture = image("kit-race")

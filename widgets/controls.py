@@ -44,8 +44,8 @@ class Controls:
             layout={"width": "max-content"},
         )
         self.numbers = {
-            # Not a bounded one: it would make another number of what was typed, without a word.
-            name: widgets.IntText(description=words, style=_STYLE, layout={"width": "215px"})
+            # Not a bounded one, nor one of whole numbers: they make another number of what was typed, without a word.
+            name: widgets.FloatText(description=words, step=1, style=_STYLE, layout={"width": "215px"})
             for name, (words, _) in _NUMBERS.items()
         }
         self.numbers["max_batch_size"].tooltip = "Examples a batch at most; 0 lets the kit find the best size"
@@ -54,7 +54,7 @@ class Controls:
             description="Memory budget",
             continuous_update=False,
             style=_STYLE,
-            layout={"width": "250px"},
+            layout={"width": "290px"},
         )
         for control in (self.mode, *self.numbers.values(), self.budget):
             control.observe(self._changed, "value")
@@ -121,7 +121,7 @@ class Controls:
 
         Not checked: see `check`.
         """
-        numbers = {name: control.value for name, control in self.numbers.items()}
+        numbers = {name: _whole(control.value) for name, control in self.numbers.items()}
         found: dict[str, Any] = {}
         if self.mode.value != now.mode:
             found["mode"] = self.mode.value
@@ -131,6 +131,7 @@ class Controls:
         if self.mode.value == "medium" and (now.mode != "medium" or numbers["model_copies"] != now.model_copies):
             found["model_copies"] = numbers["model_copies"]
         budget = self.budget.value.strip()
+        budget = "" if budget.lower() == "none" else budget
         if budget != _budget_text(now.memory_budget):
             found["memory_budget"] = budget or "none"
         changed = {name: numbers[name] or None for name in _BATCHING if numbers[name] != (batching.get(name) or 0)}
@@ -142,7 +143,7 @@ class Controls:
         """Raise InvalidSetting for a number that can't be."""
         for name, control in self.numbers.items():
             if not control.disabled:
-                _checked(name, control.value)
+                _checked(name, _whole(control.value))
 
     def disable(self, disabled: bool) -> None:
         """While something else decides about the settings."""
@@ -150,6 +151,11 @@ class Controls:
             control.disabled = disabled
         if not disabled:
             self._allow()
+
+
+def _whole(value: float) -> int | float:
+    """What a control says: 2 for 2.0, and 2.7 as it is."""
+    return int(value) if float(value).is_integer() else value
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -164,7 +170,7 @@ def _checked(name: str, value: Any) -> Any:
     low, high = 0 if name in _BATCHING else 1, _NUMBERS[name][1]
     value = 0 if value is None and low == 0 else value
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise InvalidSetting(f"{name}={value!r}: give a whole number from {low} to {high}.")
+        raise InvalidSetting(f"{name}={value!r} ({_NUMBERS[name][0]}): give a whole number from {low} to {high}.")
     return value
 
 

@@ -18,7 +18,7 @@ def rate_of(text: str) -> float | None:
     except ValueError:
         rate = -1.0
     if not 0 <= rate < 1e9:
-        raise InvalidSetting(f"rate={text!r}: give requests a second, or nothing for as fast as possible.")
+        raise InvalidSetting(f"rate={text!r} (Requests/s): give requests a second, or nothing for as fast as possible.")
     return rate
 
 

@@ -59,6 +59,7 @@ class SharedLoad:
         self._generator: LoadGenerator | None = None
         self._examples: Sequence[Any] = ()
         self._users = 0
+        self.rests = 0  # measurements that it rests for
 
     def join(self) -> None:
         """Count one more panel."""
@@ -80,6 +81,10 @@ class SharedLoad:
             InvalidSetting: no examples, or a rate that can't be.
         """
         with self._lock:
+            if self.rests:
+                raise InvalidSetting(
+                    "the load rests while modes are measured, which it would falsify: start it afterwards."
+                )
             if self._generator is not None and self._generator.running:
                 self._generator.rate = rate
                 return
@@ -94,13 +99,16 @@ class SharedLoad:
     @contextmanager
     def resting(self, settings: Callable[[], Settings]) -> Iterator[None]:
         """Within it nothing is sent; afterwards what was sent before goes on, unless no panel is left."""
-        ran, rate = self.running, self.rate
-        self.stop()
+        with self._lock:
+            ran, rate = self.running, self.rate
+            self.rests += 1
         try:
+            self.stop()
             yield
         finally:
             with self._lock, suppress(DeploymentClosed):
-                if ran and self._users > 0:
+                self.rests -= 1
+                if ran and self._users > 0 and not self.rests:
                     self.start(self._examples, rate, settings())
 
     def follow(self, settings: Settings) -> None:

@@ -29,6 +29,8 @@ _WEIGHT = {
     "death": 6, "switch": 5, "update": 5, "resize": 5, "cancelled": 4, "evict": 4, "timeout": 3, "warning": 3,
     "start": 2,
 }  # fmt: skip
+#: What is never one with another of these.
+_CHANGES = ("switch", "update", "cancelled", "resize")
 #: What models by key did, as it is counted; the order in which it is told.
 _CHURN = {"load": "load", "evict": "eviction", "fail": "failed load"}
 
@@ -73,7 +75,8 @@ def _groups(events: Sequence[Event]) -> list[list[Event]]:
     groups: list[list[Event]] = []
     end = -math.inf
     for event in sorted(events, key=lambda event: event.began):
-        if event.began - end < TOGETHER_S:
+        another = event.kind in _CHANGES and any(one.kind in _CHANGES for one in groups[-1]) if groups else False
+        if event.began - end < TOGETHER_S and not another:
             groups[-1].append(event)
         else:
             groups.append([event])

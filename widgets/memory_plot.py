@@ -171,9 +171,6 @@ def memory_facts(
     row = snapshot.rows[-1] if snapshot.rows else {}
     known = bool(row.get("pss_bytes"))  # else it has yet to be read
     pairs = [(words, format_bytes(row[name]) if known else "-") for name, (words, _) in reversed(ROLES.items())]
-    others = snapshot.mapped_bytes - row.get("weights_shared_bytes", 0) if known else 0
-    if snapshot.settings.mode != "shared" and others > 1e6:
-        pairs.append(("weights, others' share", format_bytes(others)))  # who map the same file
     pairs.append(("together (PSS)", format_bytes(row["pss_bytes"]) if known else "-"))
     if "gpu_bytes" in row:
         pairs.append(("on the GPU", format_bytes(row["gpu_bytes"])))

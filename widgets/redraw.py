@@ -50,6 +50,7 @@ class Redraw:
         self.steps = Steps()
         self.seen = False
         self.twin = Twin()
+        view.style.value = self.twin.hide
         self._view = view
         self._load = load
         self._seconds = seconds
@@ -187,7 +188,13 @@ class Redraw:
         total = format_bytes(snapshot.predict_memory(chosen)["pss_bytes"])
         under_way = snapshot.switching is not None and snapshot.switching.settings == chosen
         state = "Being applied" if under_way else "Chosen, not applied yet"
-        return chosen, escape(f"{state}: {chosen.mode}, {chosen.copies_in_words}, about {total} in all."), True
+        return (
+            chosen,
+            escape(
+                f"{state}: {chosen.mode}, {chosen.workers_in_words}, {chosen.copies_in_words}, about {total} in all."
+            ),
+            True,
+        )
 
     def _draw_progress(self) -> None:
         tab = self._view.comparing

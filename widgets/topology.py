@@ -29,6 +29,8 @@ COLUMNS = 4
 #: Boxes of one kind that are drawn; what is more is told in words.
 MOST = 12
 THREADS_SHOWN = 6
+#: The page's own colour.
+PAGE = "var(--jp-layout-color1,Canvas)"
 
 
 def text(snapshot: Snapshot) -> str:
@@ -66,7 +68,9 @@ def draw(snapshot: Snapshot) -> str:
         parts.append(_process(snapshot, row, x, y, height))
     if len(workers) > MOST:
         bottom += 18
-        parts.append(_label(WIDTH / 2, bottom - 4, f"… and {len(workers) - MOST} more processes", middle=True))
+        parts.append(
+            _label(WIDTH / 2, bottom - 4, f"… and {len(workers) - MOST} more processes", middle=True, clear=True)
+        )
     below = bottom + 40
     if settings.mode == "shared":
         parts.append(_segment(snapshot, below))
@@ -82,7 +86,9 @@ def draw(snapshot: Snapshot) -> str:
         bottom = spots[-1][1] + host_height
         if len(hosts) > MOST:
             bottom += 18
-            parts.append(_label(WIDTH / 2, bottom - 4, f"… and {len(hosts) - MOST} more model hosts", middle=True))
+            parts.append(
+                _label(WIDTH / 2, bottom - 4, f"… and {len(hosts) - MOST} more model hosts", middle=True, clear=True)
+            )
     bottom += 24
     parts.append(_label(16, bottom - 4, _forkserver(snapshot), small=True))
     return _svg(snapshot, parts, bottom + 8)
@@ -114,6 +120,7 @@ def _process(snapshot: Snapshot, row: Row, x: float, y: float, height: float) ->
     threads = 0 if model else snapshot.settings.threads
     parts = [
         f'<g class="kit-process kit-{row["role"]}" data-pid="{row["pid"]}">'
+        f'<rect x="{x}" y="{y}" width="{BOX_W}" height="{height}" rx="6" fill="{PAGE}"/>'  # arrows go behind it
         f'<rect x="{x}" y="{y}" width="{BOX_W}" height="{height}" rx="6" fill="{BLUE}" '
         f'fill-opacity="{0.04 + 0.5 * busy:.2f}" stroke="{GREEN if model else BLUE}" '
         f'stroke-width="{2.5 if model else 1.5}"/>'
@@ -174,10 +181,20 @@ def _link(start: tuple[float, float], end: tuple[float, float], *, dashed: bool 
     )
 
 
-def _label(x: float, y: float, words: str, *, bold: bool = False, middle: bool = False, small: bool = False) -> str:
+def _label(
+    x: float,
+    y: float,
+    words: str,
+    *,
+    bold: bool = False,
+    middle: bool = False,
+    small: bool = False,
+    clear: bool = False,
+) -> str:
     style = (' font-weight="bold"' if bold else "") + (' text-anchor="middle"' if middle else "")
     size = 11 if small else 12
-    return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}" fill="currentColor"{style}>{escape(words)}</text>'
+    halo = f'paint-order="stroke" stroke="{PAGE}" stroke-width="4"' if clear else ""  # over arrows
+    return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}" fill="currentColor" {halo}{style}>{escape(words)}</text>'
 
 
 def _places(count: int, top: float, height: float) -> list[tuple[float, float]]:

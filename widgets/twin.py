@@ -1,7 +1,7 @@
 """The static twin of a panel: text and a picture in an output of their own, which survive in a saved notebook.
 
 A widget's view is gone once its kernel is. The twin stays; while the panel is alive, a style inside the panel
-(`HIDE`) keeps the twin out of sight, so that nothing is shown twice.
+(`Twin.hide`) keeps its twin out of sight, so that nothing is shown twice.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import io
 import uuid
 from html import escape
 from typing import Any
-
-#: Rendered by the live panel only.
-HIDE = "<style>.kit-twin { display: none; }</style>"
 
 
 def stitched(pngs: list[bytes]) -> bytes:
@@ -40,6 +37,11 @@ class Twin:
         self._shown = False
 
     @property
+    def hide(self) -> str:
+        """A style for the live panel; of other panels it hides nothing."""
+        return f"<style>.{self._id} {{ display: none; }}</style>"
+
+    @property
     def shown(self) -> bool:
         """Whether it is in a notebook."""
         return self._shown
@@ -48,7 +50,7 @@ class Twin:
         """Display it, or bring what is displayed up to date."""
         from IPython.display import display
 
-        display(bundle(text, png), raw=True, display_id=self._id)
+        display(bundle(text, png, self._id), raw=True, display_id=self._id)
         self._shown = True
 
     def update(self, text: str, png: bytes) -> None:
@@ -56,14 +58,14 @@ class Twin:
         from IPython.display import update_display
 
         if self._shown:
-            update_display(bundle(text, png), raw=True, display_id=self._id)
+            update_display(bundle(text, png, self._id), raw=True, display_id=self._id)
 
 
-def bundle(text: str, png: bytes) -> dict[str, Any]:
-    """The twin in all the forms that a page may take one of."""
+def bundle(text: str, png: bytes, name: str) -> dict[str, Any]:
+    """The twin in all the forms that a page may take one of; `name` is a class of its own (pages drop ids)."""
     encoded = base64.b64encode(png).decode("ascii")
     html = (
-        f'<div class="kit-twin"><pre style="white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere">'
+        f'<div class="kit-twin {name}"><pre style="white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere">'
         f"{escape(text)}</pre>"
         f'<img alt="memory and throughput over time; the numbers stand above" style="max-width:100%" '
         f'src="data:image/png;base64,{encoded}"></div>'

@@ -22,7 +22,7 @@ from widgets.model_log import ModelLog
 from widgets.models_view import ModelsView
 from widgets.plots import LINES, ThroughputPlot, throughput_facts
 from widgets.progress import Progress
-from widgets.twin import HIDE, stitched
+from widgets.twin import stitched
 
 if TYPE_CHECKING:
     from kit.settings import Settings
@@ -88,6 +88,7 @@ class View:
         self.memory_facts, self.throughput_facts = _html("kit-memory-text"), _html("kit-throughput-text")
         self.models = ModelsView(actions._budget_moved)
         self.answers = _html("kit-answers")
+        self.style = widgets.HTML("", layout={"display": "contents"})
         self.errors = _html("kit-errors")
         self.dismiss = _button("Dismiss errors", lambda: actions.dismiss_errors())
         self.dismiss.layout.display = "none"
@@ -119,7 +120,7 @@ class View:
         export.add_class("kit-export")
         tabs = widgets.Tab([live, self.comparing.box, export], titles=("Live", "Compare", "Export"))
         tabs.add_class("kit-tabs")
-        root = widgets.VBox([widgets.HTML(HIDE, layout={"display": "contents"}), self.errors, self.dismiss, tabs])
+        root = widgets.VBox([self.style, self.errors, self.dismiss, tabs])
         root.add_class("kit-panel")
         return root
 
@@ -149,7 +150,7 @@ class View:
 
     def draw_load(self, load: SharedLoad) -> None:
         """What the load does."""
-        self.start.disabled, self.stop.disabled = load.running, not load.running
+        self.start.disabled, self.stop.disabled = load.running or load.rests > 0, not load.running
         if load.running and load.rate != self._load_rate:
             self._load_rate = load.rate
             self._show_rate(load.rate)
@@ -158,7 +159,7 @@ class View:
         if report is None:
             words = "no load"
         else:
-            state = "stopped"
+            state = "rests while modes are measured" if load.rests else "stopped"
             if load.running:
                 state = "running" if load.rate is not None else f"running, {load.clients} requests at a time"
             words = f"{state}: {report.answered:,} answered, {report.failed:,} failed"

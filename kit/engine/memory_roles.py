@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kit.mapped_files import File
 from kit.memory import ProcessMemory
 
 #: What a process has reported of the model or models that it has loaded.
 Report = Mapping[str, Any]
+
+
+class FileUse(NamedTuple):
+    """How many other processes map a file, in the mean of its pages, and bytes of it that are in memory."""
+
+    others: float
+    resident_bytes: int
 
 
 def mapped_files(report: Report) -> dict[File, int]:
@@ -48,15 +55,20 @@ def written_to(report: Report, written: int) -> Report:
 def by_role(
     processes: Iterable[tuple[Report, ProcessMemory]],
     forkserver: ProcessMemory | None,
-    outsiders: Mapping[File, float] | None = None,
+    uses: Mapping[File, FileUse] | None = None,
 ) -> dict[str, int]:
     """PSS of processes by what it holds; the parts add up to ``pss_bytes``.
 
-    A mapped file counts once, however many map it; where `outsiders` do too, it counts for the part that isn't
-    theirs. Libraries are what processes share but for that (the fork server's pages above all); working memory is
-    what remains.
+    A mapped file counts once, however many map it: what is in memory of it, and where others map it too, the part
+    that isn't theirs. Libraries are what processes share but for that (the fork server's pages above all); working
+    memory is what remains.
+
+    Args:
+        processes: reports and memory of those that serve.
+        forkserver: its memory.
+        uses: of mapped files; one that isn't there is in memory as a whole, and nobody else's.
     """
-    outsiders = outsiders or {}
+    uses = uses or {}
     pss = private = common = 0
     files: dict[File, int] = {}
     mappers: Counter[File] = Counter()
@@ -72,11 +84,13 @@ def by_role(
         pss += forkserver.pss_bytes
         common += forkserver.pss_bytes
     for file, size in files.items():
-        files[file] = int(size * mappers[file] / (mappers[file] + outsiders.get(file, 0.0)))
+        use = uses.get(file, FileUse(0.0, size))
+        files[file] = int(min(size, use.resident_bytes) * mappers[file] / (mappers[file] + use.others))
     private = min(private, pss)
     shared = min(sum(files.values()), pss - private)
     # The pages of a file's only mapper are no common ones.
-    common -= sum(size for file, size in files.items() if mappers[file] + outsiders.get(file, 0.0) > 1.5)
+    alone = FileUse(0.0, 0)
+    common -= sum(size for file, size in files.items() if mappers[file] + uses.get(file, alone).others > 1.5)
     libraries = max(0, min(common, pss - private - shared))
     return {
         "pss_bytes": pss,

@@ -1,44 +1,45 @@
-"""Who else maps the files that a deployment's weights are in: another notebook with the same model, say."""
+"""How much of the files with a deployment's weights is in memory, and who else maps them: another notebook, say."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from kit.engine.memory_roles import Report, mapped_files
-from kit.mapped_files import File, pss_of
+from kit.engine.memory_roles import FileUse, Report, mapped_files
+from kit.mapped_files import File, mapped_by
 
-#: Reading all mappings of a process is dear, so others are looked for seldom, in seconds.
+#: Reading all mappings of a process is dear, so it is done so many seconds after another process has come, ...
+SOON_S = (2.0, 6.0)
+#: ... and from then on in these.
 EVERY_S = 15.0
 
 
 class Outsiders:
-    """Counts them by file, judged by the part of its bytes that is in the PSS of the deployment's own processes."""
+    """Looks now and then; in between, and before the first look, the last one counts."""
 
     def __init__(self) -> None:
-        self._counts: dict[File, float] = {}
-        self._looked_at = 0.0
+        self._uses: dict[File, FileUse] = {}
+        self._pids: set[int] = set()
+        self._due = [0.0]
 
-    def counts(self, processes: Sequence[tuple[int, Report]]) -> Mapping[File, float]:
-        """Processes of others that map each file of these (pid, report); read again now and then, and for new files."""
-        files = {file for _, report in processes for file in mapped_files(report)}
-        if files and (not files <= set(self._counts) or time.monotonic() - self._looked_at > EVERY_S):
-            self._looked_at = time.monotonic()
-            self._counts = self._look(processes)
-        return self._counts
+    def uses(self, processes: Sequence[tuple[int, Report]]) -> Mapping[File, FileUse]:
+        """How the files are used that these (pid, report) map weights from."""
+        mappers = [(pid, files) for pid, report in processes if (files := mapped_files(report))]
+        now = time.monotonic()
+        pids = {pid for pid, _ in mappers}
+        if not pids <= self._pids:
+            self._due = [now + seconds for seconds in SOON_S]
+        self._pids = pids
+        if mappers and now >= self._due[0]:
+            self._due = self._due[1:] or [now + EVERY_S]
+            self._look(mappers)
+        return self._uses
 
-    def _look(self, processes: Sequence[tuple[int, Report]]) -> dict[File, float]:
-        mappers: Counter[File] = Counter()
-        inside: Counter[File] = Counter()
-        sizes: dict[File, int] = {}
-        for pid, report in processes:
-            files = mapped_files(report)
-            mappers.update(files.keys())
-            inside.update(pss_of(pid, files) if files else {})
-            sizes |= {file: max(size, sizes.get(file, 0)) for file, size in files.items()}
-        # Of n mappers, those inside have n_inside/n of the bytes.
-        return {
-            file: max(0.0, mappers[file] * (size - inside[file]) / inside[file]) if inside[file] else 0.0
-            for file, size in sizes.items()
-        }
+    def _look(self, mappers: Sequence[tuple[int, Mapping[File, int]]]) -> None:
+        found = [mapped_by(pid, files) for pid, files in mappers]
+        for file in {file for one in found for file in one}:
+            held = [one[file] for one in found if file in one]
+            most = max(held, key=lambda one: one.rss_bytes)
+            # Its pages are shared by so many in the mean, of which these are ours.
+            others = most.rss_bytes / most.pss_bytes - len(held) if most.pss_bytes else 0.0
+            self._uses[file] = FileUse(max(0.0, others), most.rss_bytes)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kit.engine import board as fields
-from kit.engine.memory_roles import Report, by_role, weights_of, written_to
+from kit.engine.memory_roles import FileUse, Report, by_role, weights_of, written_to
 from kit.engine.outsiders import Outsiders
 from kit.engine.weights import SEGMENT_NAME
 from kit.mapped_files import File
@@ -81,7 +81,7 @@ class Watch:
         before, snapshot = self._latency, latency.snapshot()
         summary = latency.summary(before)
         self._before, self._latency, self._at = counters.as_dict(), snapshot, now
-        memory = self.memory(self._outsiders_now())
+        memory = self.memory(self._uses_of_files())
         engine.history.add(
             {
                 "mode": engine.settings.mode,
@@ -113,13 +113,13 @@ class Watch:
                 self._engine.event("warning", words, process.pid)
                 self._engine.logs.add(process, f"warning: {words}.")
 
-    def _outsiders_now(self) -> Mapping[File, float]:
+    def _uses_of_files(self) -> Mapping[File, FileUse]:
         topology = self._engine.topology
         if topology.settings.mode == "shared":
             return {}  # its segments are mapped by its own processes only
-        return self._outsiders.counts([(process.pid, self._report(process)) for process in list(topology.processes)])
+        return self._outsiders.uses([(process.pid, self._report(process)) for process in list(topology.processes)])
 
-    def memory(self, outsiders: Mapping[File, float] | None = None) -> dict[str, int]:
+    def memory(self, uses: Mapping[File, FileUse] | None = None) -> dict[str, int]:
         """Bytes of all processes by what they hold; PSS, so that shared pages count once (see `by_role`)."""
         processes = list(self._engine.topology.processes)
         samples = {sample.pid: sample for sample in self._sampler.latest()}
@@ -129,7 +129,7 @@ class Watch:
             samples = {sample.pid: sample for sample in self._sampler.latest()}
         read = [(self._report(process), samples[process.pid].memory) for process in processes if process.pid in samples]
         forkserver = samples.get(self._engine.forkserver.pid)
-        found = by_role(read, None if forkserver is None else forkserver.memory, outsiders)
+        found = by_role(read, None if forkserver is None else forkserver.memory, uses)
         on_gpu = [sample.gpu_bytes for sample in samples.values() if sample.gpu_bytes is not None]
         return {**({"gpu_bytes": sum(on_gpu)} if on_gpu else {}), **found}
 
