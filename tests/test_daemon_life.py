@@ -371,7 +371,7 @@ def test_a_full_disk_is_an_error_at_start_and_no_end_later(runtime: Path) -> Non
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full here")
     # What the processes write goes to a device that is always full.
-    for name in (paths.LOG, "double.log"):
+    for name in (paths.LOG, paths.log_of(runtime, "double").name):
         (runtime / name).symlink_to("/dev/full")
     noisy = kit.ModelHandler.from_callable(lambda: None, lambda batch, model: [print("x" * 9999) for _ in batch])
     deployment = kit.deploy(noisy, name="double", processes=1)
