@@ -46,6 +46,24 @@ def test_interrupting_a_kernel_ends_its_request_only(runtime: Path, tmp_path: Pa
         assert deployment.predict(["y"])[0].inference == "y"
 
 
+def test_an_interrupt_while_a_job_is_sent_cancels_all_of_it(runtime: Path, tmp_path: Path) -> None:
+    with Kernel() as kernel:
+        kernel.run(SLOW + f"d = kit.deploy(Slow({str(tmp_path)!r}, 0.05), name='slow', processes=1)")
+        deployment = kit.connect("slow")
+        rows = "[[number] * 20 for number in range(100000)]"  # some milliseconds to send
+        kernel.run(f"rows = {rows}")
+        for number in range(12):
+            begun = tmp_path / f"begun {number}"
+            kernel.send(f"pathlib.Path({str(begun)!r}).touch(); d.predict(rows)")
+            wait_for_file(begun)
+            time.sleep(0.003 * number)  # where exactly it hits is the point
+            kernel.interrupt()
+            with pytest.raises(RuntimeError, match="KeyboardInterrupt"):
+                kernel.receive()
+        done = ("answered", "cancelled", "failed")
+        wait_for(lambda: (found := deployment.counters)["accepted"] == sum(map(found.get, done)), "nothing waits")
+
+
 def test_interrupts_at_any_moment_leave_the_connection_whole(runtime: Path) -> None:
     with Kernel() as kernel:
         kernel.run(DOUBLE + "d = kit.deploy(Double(), name='double', processes=1)")
@@ -85,8 +103,10 @@ def test_a_load_that_another_kernel_waits_for_goes_on(runtime: Path, tmp_path: P
         wait_for_file(tmp_path / "loads 2")
         third.run(LOADS)
         second.run(LOADS)
-        second.send(serve if other == "serve" else "d = kit.connect('x')")
-        third.send(serve)
+        for kernel, code in ((second, serve if other == "serve" else "d = kit.connect('x')"), (third, serve)):
+            kernel.send(code)
+            process = psutil.Process(kernel.process.pid)
+            wait_for(lambda process=process: process.net_connections("unix"), "it has connected")
         time.sleep(0.5)  # until they wait
         for kernel in (third, first):
             kernel.interrupt()
@@ -371,7 +391,7 @@ def test_a_full_disk_is_an_error_at_start_and_no_end_later(runtime: Path) -> Non
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full here")
     # What the processes write goes to a device that is always full.
-    for name in (paths.LOG, "double.log"):
+    for name in (paths.LOG, paths.log_of(runtime, "double").name):
         (runtime / name).symlink_to("/dev/full")
     noisy = kit.ModelHandler.from_callable(lambda: None, lambda batch, model: [print("x" * 9999) for _ in batch])
     deployment = kit.deploy(noisy, name="double", processes=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import kit
-from kit.daemon import client, hello
+from kit.daemon import client, hello, paths
 from kit.magics_args import options_of, parsers, split_expression
 from kit.settings import MODES
 from tests.daemon_kernels import LOADS, Kernel, wait_for, wait_for_file
@@ -503,6 +504,41 @@ def test_everything_works_from_a_terminal(runtime: Path) -> None:
         assert "stopped noisy" in run("stop", "--all").stdout
         assert run("--version").stdout.split() == ["kit", f"{kit.__version__},", "Python", hello.PYTHON]
         assert "no named deployment" in run("ps").stdout
+
+
+def test_the_log_of_one_that_has_ended_is_shown(runtime: Path) -> None:
+    def serve(word: str) -> kit.ModelHandler:
+        return kit.ModelHandler.from_callable(lambda: print(word), lambda batch, model: list(batch))
+
+    for word in ("first", "second"):
+        deployment: Any = kit.deploy(serve(word), name="daemon", processes=1)
+        wait_for(lambda word=word, deployment=deployment: word in deployment.logs(), "it has printed")
+        deployment.stop()
+    found = run("logs", "daemon")
+    assert "daemon has ended" in found.stderr
+    assert "second" in found.stdout
+    assert "first" not in found.stdout, "a new one of this name starts its log anew"
+    assert found.stdout.splitlines()[-1].startswith("the named deployment 'daemon' was stopped")
+    assert run("logs", "daemon", "-n", "1").stdout == found.stdout.splitlines()[-1] + "\n"
+    assert run("logs", "nobody").returncode == 1
+
+
+def test_old_logs_do_not_pile_up(runtime: Path) -> None:
+    for number in range(paths.KEPT_LOGS + 3):
+        path = paths.log_of(runtime, f"old{number}")
+        path.write_text("x")
+        os.utime(path, (number, number))
+    other = paths.log_of(runtime, "serves")
+    other.write_text("x")
+    os.utime(other, (0, 0))
+    paths.forget_old_logs(runtime, {"serves"})
+    assert other.exists()
+    other.unlink()
+    kit.deploy(kit.ModelHandler.from_callable(int, lambda batch, model: batch), name="new", processes=1)
+    assert {path.name.partition(".")[0] for path in runtime.glob("*.deployment.log")} == {
+        "new",
+        *(f"old{number}" for number in range(3, paths.KEPT_LOGS + 3)),
+    }
 
 
 def test_what_an_attached_deployment_does_not_do_is_said(

@@ -10,7 +10,7 @@ from typing import Any
 
 import kit
 from kit import errors
-from kit.daemon import client, hello
+from kit.daemon import client, hello, paths
 from kit.sizes import format_bytes
 
 _PS = ("name", "state", "handler", "mode", "processes", "threads", "kernels", "pid", "age")
@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     stop.add_argument("names", nargs="*", metavar="NAME")
     stop.add_argument("--all", action="store_true", help="end all, and with them the daemon")
     stop.set_defaults(run=_stop)
-    logs = commands.add_parser("logs", help="what the serving processes printed")
+    logs = commands.add_parser(
+        "logs", help="what the serving processes printed; also of one of the latest that have ended"
+    )
     logs.add_argument("name", metavar="NAME")
     logs.add_argument("-n", type=_count, metavar="LINES", help="the last lines only")
     logs.set_defaults(run=_logs)
@@ -106,8 +108,17 @@ def _stop(wanted: argparse.Namespace) -> None:
 
 
 def _logs(wanted: argparse.Namespace) -> None:
-    with client.look(wanted.name) as (_, connection):
-        print(connection.call("logs", lines=wanted.n))
+    try:
+        with client.look(wanted.name) as (_, connection):
+            print(connection.call("logs", lines=wanted.n))
+    except (errors.UnknownDeployment, errors.DeploymentLost):
+        path = paths.log_of(paths.runtime_folder(), wanted.name)
+        if not path.exists():
+            raise
+        ago = _age(time.time() - path.stat().st_mtime)
+        print(f"{wanted.name} has ended, and printed this ({ago} ago the last):", file=sys.stderr)
+        lines = path.read_text(errors="replace").splitlines()
+        print("\n".join(lines if wanted.n is None else lines[max(0, len(lines) - wanted.n) :]))
 
 
 def _print(columns: Sequence[str], rows: Sequence[dict[str, Any]], otherwise: str) -> None:

@@ -168,12 +168,15 @@ class Daemon:
                 return
             except LinkClosed:
                 entry.ended.wait(STOP_S)
-        raise errors.DeploymentLost(f"the process of {said['name']!r} ends as soon as it starts; see its log.")
+        raise errors.DeploymentLost(
+            f"the process of {said['name']!r} ends as soon as it starts; see `python -m kit logs {said['name']}`."
+        )
 
     def _start(self, name: str, about: dict[str, Any]) -> Entry:
         ours, theirs = socket.socketpair()
         path = about["path"] if self.root in about["path"] else [*about["path"], self.root]
-        log = str(self.folder / f"{name}.log")
+        log = str(paths.log_of(self.folder, name))
+        paths.forget_old_logs(self.folder, {name, *self.entries})
         argument = json.dumps({"path": path, "control": theirs.fileno(), "name": name, "log": log})
         try:
             process = subprocess.Popen(

@@ -18,6 +18,7 @@ from kit import batching, errors
 from kit.daemon.connection import Connection
 from kit.daemon.decoder import trouble_of
 from kit.daemon.frames import Frame
+from kit.daemon.interrupts import Deferred
 from kit.daemon.protocol import RUN
 from kit.daemon.wire import Malformed
 from kit.engine.answer_future import AnswerFuture
@@ -125,8 +126,12 @@ class Job:
             self.future.set_result([])
             return self
         self.future.add_done_callback(self._done)
-        for _ in range(AHEAD):
-            self._send()
+        try:
+            for _ in range(AHEAD):
+                self._send()
+        except BaseException:
+            self.future.cancel()  # interrupted: nobody has the job, and so nobody else cancels it
+            raise
         return self
 
     def _send(self) -> None:
@@ -148,8 +153,9 @@ class Job:
             self._batches is not None,
         )
         encoder = connection.link.encoder().add(options).examples(window)
-        number = connection.ask(RUN, encoder, partial(self._answered, start, stop))
-        self._under_way.add(number)
+        with Deferred():  # what was sent must be known, or nothing cancels it
+            number = connection.ask(RUN, encoder, partial(self._answered, start, stop))
+            self._under_way.add(number)
         if self.future.done():  # cancelled just then
             connection.cancel(number)
 

@@ -9,13 +9,16 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from kit.errors import DaemonUnavailable, InvalidSetting
 
 VARIABLE = "KIT_RUNTIME_DIR"
 SOCKET, LOCK, STARTING, LOG = "daemon.sock", "daemon.lock", "starting.lock", "daemon.log"
+_LOG_ENDING = ".deployment.log"
+#: Logs of ended deployments that are kept.
+KEPT_LOGS = 5
 #: Bytes of a socket's path that the kernel takes.
 _LONGEST = 100
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -30,6 +33,23 @@ def check_name(name: object) -> str:
     if not isinstance(name, str) or _NAME.fullmatch(name) is None:
         raise InvalidSetting(f"name={name!r}: give 1 to 64 letters, digits, '.', '_' or '-', such as 'minilm'.")
     return name
+
+
+def log_of(folder: Path, name: str) -> Path:
+    """Where a deployment's processes print to; never the daemon's own log, whatever the name."""
+    return folder / f"{name}{_LOG_ENDING}"
+
+
+def forget_old_logs(folder: Path, serving: Container[str]) -> None:
+    """Remove the logs of ended deployments, but for the latest."""
+    found = []
+    for path in folder.glob(f"*{_LOG_ENDING}"):
+        if path.name.removesuffix(_LOG_ENDING) not in serving:
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime, path))
+    for _, path in sorted(found)[:-KEPT_LOGS]:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def runtime_folder() -> Path:

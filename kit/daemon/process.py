@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from kit.engine.forkserver import environment
 
 def main(control: int, name: str, log: str) -> None:
     """Serve until the daemon closes `control`, or is gone, or the deployment has ended by itself."""
-    quiet.use_log(Path(log))
+    quiet.use_log(Path(log), anew=True)  # not that of an earlier one of this name
     for variable, value in environment().items():
         os.environ.setdefault(variable, value)  # before any library starts a pool of threads
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -44,7 +43,7 @@ def main(control: int, name: str, log: str) -> None:
         session.say_goodbye(served.last_words)
     if served.deployment is not None:
         served.deployment.close()
-    sys.stderr.flush()
+    print(served.last_words)  # for who reads the log
     os._exit(0)
 
 

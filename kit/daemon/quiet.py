@@ -26,10 +26,11 @@ class QuietText(io.TextIOBase):
         return len(text)
 
 
-def use_log(path: Path) -> None:
+def use_log(path: Path, *, anew: bool = False) -> None:
     """Send output and error of this process and its children to a file that only we can read."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | (os.O_TRUNC if anew else 0)
+        fd = os.open(path, flags, 0o600)
     except OSError:
         fd = os.open(os.devnull, os.O_WRONLY)
     if os.fstat(fd).st_size > MAX_LOG:
