@@ -25,6 +25,8 @@ _HEAD = (
     *("peak PSS", "weights", "start"),
 )
 
+_MEDIANS = "elements/s is the median of the rounds, and of bare loop that of the ratios within each round."
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -135,11 +137,15 @@ class Comparison:
         lines = ["<table><thead><tr>", *titles, "</tr></thead><tbody>"]
         for row in body:
             sides = ["left", *(["right"] * (len(_HEAD) - 1)), "left"]
-            cells = [f'<td style="text-align:{side}">{html.escape(text)}</td>' for side, text in zip(sides, row)]  # noqa: B905
+            cells = [
+                f'<td style="text-align:{side};padding:0 .5em">{html.escape(text)}</td>'
+                for side, text in zip(sides, row)
+            ]  # noqa: B905
             lines.append(f"<tr>{''.join(cells)}</tr>")
         words = html.escape(str(self.best()))
         source = f"data:image/png;base64,{png}"
-        return "".join(lines) + f'</tbody></table><p>Best: {words}</p><img alt="{words}" width="800" src="{source}">'
+        lines.append(f"</tbody></table><p>{_MEDIANS}</p>")
+        return "".join(lines) + f'<p>Best: {words}</p><img alt="{words}" width="800" src="{source}">'
 
     def __repr__(self) -> str:
         rows = self._cells()
