@@ -139,8 +139,8 @@ class Comparison:
             sides = ["left", *(["right"] * (len(_HEAD) - 1)), "left"]
             cells = [
                 f'<td style="text-align:{side};padding:0 .5em">{html.escape(text)}</td>'
-                for side, text in zip(sides, row)
-            ]  # noqa: B905
+                for side, text in zip(sides, row, strict=False)
+            ]
             lines.append(f"<tr>{''.join(cells)}</tr>")
         words = html.escape(str(self.best()))
         source = f"data:image/png;base64,{png}"
