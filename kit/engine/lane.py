@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -20,13 +21,19 @@ if TYPE_CHECKING:
     from kit.engine.requests import Chunk
     from kit.engine.runner import Batch
     from kit.engine.topology import Topology
+    from kit.settings import Settings
 
 
 def computed_at_once(lanes: Sequence[Lane]) -> int:
     """Batches that the threads behind these lanes compute at once, each on a core of its own."""
     settings = lanes[0].topology.settings
-    most = settings.model_copies * settings.host_threads if settings.remote else len(lanes)
-    return min(most, cpu_count())
+    return _at_once(settings) if settings.remote else min(len(lanes), _at_once(settings))
+
+
+@functools.lru_cache(maxsize=64)  # asked at each chunk, and counting cores reads files
+def _at_once(settings: Settings) -> int:
+    workers, hosts = settings.processes * settings.threads, settings.model_copies * settings.host_threads
+    return min(hosts if settings.remote else workers, cpu_count())
 
 
 class Lane:
