@@ -109,6 +109,41 @@ def check_prediction_count(handler: Any, values: Any, count: int) -> None:
         )
 
 
+def estimated_bytes(handler: Any) -> int | None:
+    """What a handler's ``estimate_model_bytes`` says, None where it has none or can't tell.
+
+    Raises:
+        ModelLoadFailed: it raises, or returns something else than bytes.
+    """
+    estimate = getattr(handler, "estimate_model_bytes", None)
+    if estimate is None:
+        return None
+    what = f"{type(handler).__name__}.estimate_model_bytes"
+    try:
+        found = estimate()
+    except errors.KitError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise errors.ModelLoadFailed(f"{what} failed: {type(error).__name__}: {error}") from error
+    return whole_bytes(what, found)
+
+
+def whole_bytes(what: str, found: Any) -> int | None:
+    """Bytes that `what` returned, as an int; None stays None.
+
+    Raises:
+        ModelLoadFailed: they can't be bytes.
+    """
+    if found is None:
+        return None
+    if not is_number(found) or not math.isfinite(found) or found < 0:
+        raise errors.ModelLoadFailed(
+            f"{what} returned {shorten(repr(found))} ({type(found).__name__}): return bytes as a number of at least 0, "
+            "or None where they aren't known."
+        )
+    return int(found)
+
+
 def check_positive(name: str, value: Any, what: str = "seconds") -> None:
     """Raise InvalidSetting unless `value` is None or a number above 0."""
     if value is not None and (not is_number(value) or not value > 0):

@@ -1,4 +1,4 @@
-"""What the engine asks a handler before anything is started: modules to import, bytes to expect."""
+"""What the engine asks a handler before anything is started: modules to import, kinds of examples to expect."""
 
 from __future__ import annotations
 
@@ -34,12 +34,3 @@ def looks_into(handler: Any) -> bool:
 
 
 _OF_TENSORS = ("kit.handlers.torch_inference", "apache_beam.ml.inference.pytorch_inference")
-
-
-def estimate_of(handler: Any) -> int | None:
-    """Bytes that a handler expects one copy of its model to take, None if it can't tell."""
-    estimate = getattr(handler, "estimate_model_bytes", None)
-    if estimate is None:
-        return None
-    found = estimate()
-    return None if found is None else int(found)

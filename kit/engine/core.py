@@ -19,9 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 from kit import errors
+from kit.checks import estimated_bytes
 from kit.engine import board as fields
 from kit.engine import deadlines, first_batch
-from kit.engine.asking import estimate_of, preload_of
+from kit.engine.asking import preload_of
 from kit.engine.board import Board
 from kit.engine.dispatcher import Dispatcher
 from kit.engine.lane import Lane
@@ -50,7 +51,7 @@ class Engine:
         self.handler = handler
         self.settings = settings
         handler_bytes = pack(handler)
-        self.model_bytes: int | None = estimate_of(handler)
+        self.model_bytes: int | None = estimated_bytes(handler)
         self.alive = True
         self.history = History()
         self.logs = Logs()
@@ -127,7 +128,7 @@ class Engine:
             old = self.topology
             new_handler = self.handler if handler is None else handler
             handler_bytes = old.handler_bytes if handler is None else pack(new_handler)
-            expected_bytes = self.model_bytes if handler is None else estimate_of(new_handler)
+            expected_bytes = self.model_bytes if handler is None else estimated_bytes(new_handler)
             model_bytes = expected_bytes or self.model_bytes
             settings.check_budget(model_bytes)
             if self.places is not None:

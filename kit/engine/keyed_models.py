@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
+from kit import errors
+from kit.checks import estimated_bytes
 from kit.engine.keyed_runner import KeyedRunner
 from kit.engine.local_model import Compute, LocalModel
 from kit.key_routes import KeyModel, Route, Routes
@@ -126,5 +128,8 @@ def _load(model: Any) -> Any:
 
 
 def _size_of(model: Any) -> int | None:
-    estimate = getattr(model.handler, "estimate_model_bytes", None)
-    return None if estimate is None else estimate()
+    try:
+        return estimated_bytes(model.handler)
+    except errors.ModelLoadFailed as error:
+        words = f"loading the model of {model!r} failed: {error.args[0]}"
+        raise errors.ModelLoadFailed(words, error.remote_traceback) from error.__cause__

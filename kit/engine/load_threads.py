@@ -37,7 +37,7 @@ class LoadThreads:
         while (job := self._next()) is not None:
             try:
                 job()
-            except Exception:
+            except BaseException:  # the thread has to live on for the others
                 traceback.print_exc()
             del job
 

@@ -41,13 +41,19 @@ class ModelLoads:
             self._homes_changed.notify_all()
 
     def size_of(self, place: Place) -> int | None:
-        """Bytes of a model as measured once, else as its handler estimates them, in a serving process."""
+        """Bytes of a model as measured once, else as its handler estimates them, in a serving process.
+
+        Raises:
+            KitError: its handler can't be had, or its estimate fails.
+        """
         if place.model in self._sizes:
             return self._sizes[place.model]
+        answer = None
         with contextlib.suppress(errors.KitError):
             answer = self._home_for(place).ask(SIZE_MODEL, place.spec).result()
-            return None if isinstance(answer, Trouble) else answer
-        return None
+        if isinstance(answer, Trouble):
+            raise self._failed(place, answer.error())
+        return answer
 
     def load(self, place: Place) -> Loaded:
         tries = 0

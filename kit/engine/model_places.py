@@ -89,14 +89,22 @@ class ModelPlaces:
         try:
             lease = self._lease(queue.route)
         except errors.KitError as error:
-            with dispatcher.lock:
-                chunks = self._backlog.refused(queue)
-            for chunk in chunks:
-                dispatcher.answers.fail_all(chunk, Trouble.of(error))
+            self._refuse(queue, Trouble.of(error))
+        except BaseException as error:  # nobody else would tell those who wait, such as of a policy that raises
+            trouble = Trouble.of(error, f"loading the model of {queue.route.model!r} failed")
+            self._refuse(queue, trouble._replace(kind="ModelLoadFailed"))
+            raise
         else:
             with dispatcher.lock:
                 self._backlog.arrived(queue, lease)
             dispatcher.pump()
+
+    def _refuse(self, queue: ModelQueue, trouble: Trouble) -> None:
+        dispatcher = self.engine.dispatcher
+        with dispatcher.lock:
+            chunks = self._backlog.refused(queue)
+        for chunk in chunks:
+            dispatcher.answers.fail_all(chunk, trouble)
 
     @property
     def _backlog(self) -> KeyedBacklog:

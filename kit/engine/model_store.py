@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kit.checks import estimated_bytes
 from kit.engine import weights
 from kit.engine.giving_way import giving_way
 from kit.engine.keyed_requests import Spec
@@ -99,8 +100,7 @@ class ModelStore:
             return None
         handler = self.handlers.of(value)
         if kind == SIZE_MODEL:
-            estimate = getattr(handler, "estimate_model_bytes", None)
-            return None if estimate is None else estimate()
+            return estimated_bytes(handler)
         handler.set_environment_vars()
         loaded = timed_load(handler.load_model)
         self._models[value.model] = loaded.model

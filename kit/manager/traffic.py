@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
 
 from kit import errors
+from kit.checks import whole_bytes
 from kit.manager.entry import EVICTED, FAILED, HOST_TIER, LOADING, RESIDENT, Entry, Flight
 from kit.manager.hosttier import HostTier
 from kit.manager.policy import Policy
@@ -66,6 +67,8 @@ class Traffic:
         """
         former, entry.state = entry.state, LOADING
         flight = entry.flight = Flight()
+        if entry.size_bytes is None:
+            self._learn_size(entry, flight)
         try:
             self._reserve(entry, until)
         except BaseException:
@@ -81,9 +84,23 @@ class Traffic:
                 failure = error
         self.tier.forget(entry)
         if failure is not None:
+            self.room.cancel(entry)
             self._failed(entry, flight, failure)
         else:
             self._arrived(entry, flight, size, seconds, moved)
+
+    def _learn_size(self, entry: Entry, flight: Flight) -> None:
+        """Ask what a model takes before it is loaded; when that fails, its load has failed."""
+        failure: BaseException | None = None
+        known: int | None = None
+        with self._unlocked():
+            try:
+                known = whole_bytes("size_of", self._size_of(entry.name))
+            except BaseException as error:
+                failure = error
+        if failure is not None:
+            self._failed(entry, flight, failure)
+        entry.size_bytes = known
 
     def _bring(self, entry: Entry) -> tuple[int, float, bool]:
         """Set the entry's model, without the lock; its bytes, the seconds, and whether it came from the host tier."""
@@ -107,14 +124,14 @@ class Traffic:
             entry.loads += 1
             entry.load_total_s += seconds
         entry.loaded_at, entry.gap_s, entry.state = self.clock(), None, RESIDENT
-        self.policy.loaded(entry.name, size, self.tier.cost_s(entry))
-        self._note("move" if moved else "load", entry, seconds)
         entry.leases += 1  # of whoever waits for it, so that it can't be evicted before that one has its own
         try:
+            self.policy.loaded(entry.name, size, self.tier.cost_s(entry))
+            self._note("move" if moved else "load", entry, seconds)
             self.raise_if_closed()
             self.room.check_fits(entry)
-        except errors.KitError as error:
-            flight.error = error.copy()
+        except Exception as error:
+            flight.error = error.copy() if isinstance(error, errors.KitError) else None
             entry.leases -= 1
             self.evict([entry], keep=False)
             raise
@@ -126,7 +143,6 @@ class Traffic:
         entry.leases -= 1
 
     def _failed(self, entry: Entry, flight: Flight, failure: BaseException) -> None:
-        self.room.cancel(entry)
         entry.model, entry.state = None, EVICTED
         if not isinstance(failure, (Exception, SystemExit)):
             self._land(flight)
@@ -167,10 +183,6 @@ class Traffic:
     def _reserve(self, entry: Entry, until: float | None) -> None:
         """Wait until the load may start, evicting what has to go."""
         room = self.room
-        if entry.size_bytes is None:
-            with self._unlocked():
-                known = self._size_of(entry.name)
-            entry.size_bytes = known
         ticket = Ticket(entry, self.clock())
         room.line.append(ticket)
         try:
