@@ -25,7 +25,7 @@ def key_of(pair: Any, position: int | None = None) -> Any:
         return pair[0]
     which = "an example" if position is None else f"example {position}"
     raise UnsupportedInput(
-        f"{which}, {shorten(repr(pair), 80)} (a {type(pair).__name__}), has no key: a keyed handler takes pairs "
+        f"{which}, {shorten(repr(pair), 80)} ({type(pair).__name__}), has no key: a keyed handler takes pairs "
         "(key, example)."
     )
 

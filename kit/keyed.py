@@ -244,8 +244,8 @@ class KeyedModelHandler(ModelHandler):
 class MaybeKeyedModelHandler(KeyedModelHandler):
     """Takes (key, example) or examples without keys; predictions have keys where their examples had.
 
-    All examples of a request must have keys, or none of them. An example that is itself a tuple of two can't be
-    told from a pair with a key.
+    All examples of a request must have keys, or none of them; where functions before inference are added to this
+    handler, a deployment takes both. An example that is itself a tuple of two can't be told from a pair with a key.
 
     Args:
         unkeyed: one handler for all.
@@ -261,10 +261,15 @@ class MaybeKeyedModelHandler(KeyedModelHandler):
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: Mapping[str, Any] | None = None
     ) -> Iterable[Any]:
-        """Predictions, with keys where the examples have them."""
-        if batch and isinstance(batch[0], tuple):
+        """Predictions, with keys where the examples have them: in a deployment requests of both kinds share batches."""
+        paired = [isinstance(example, tuple) for example in batch]
+        if all(paired):
             return super().run_inference(batch, model, inference_args)
-        return self._run_one(list(batch), model, inference_args)
+        examples = [example[1] if pair else example for example, pair in zip(batch, paired, strict=True)]
+        values = self._run_one(examples, model, inference_args)
+        return [
+            (example[0], value) if pair else value for example, value, pair in zip(batch, values, paired, strict=True)
+        ]
 
 
 def _of_pairs(kwargs: Mapping[str, Any]) -> dict[str, Any]:

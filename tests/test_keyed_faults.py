@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
 import pytest
 
 import kit
-from kit import KeyedModelHandler, KeyModelMapping, ModelManager, RunInference, errors
+from kit import KeyedModelHandler, KeyModelMapping, MaybeKeyedModelHandler, ModelManager, RunInference, errors
 from kit.manager.policy import Lru
 
 MODES = ["default", "large", "shared"]
@@ -120,3 +121,44 @@ def test_what_goes_wrong_in_a_load_thread_fails_the_requests_of_its_key(capfd: p
                 future.result(30)
         assert deployment.models()["in_use"].sum() == 0
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+# ---- examples with and without keys --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [None, "medium", *MODES])
+def test_a_request_of_examples_with_and_without_keys_is_refused(mode: str | None) -> None:
+    handler = MaybeKeyedModelHandler(Times(2))
+    mixed = [1, ("a", 1), (1, 2, 3), ["b", 2]]
+    words = r"example 0, 1 \(int\), has no key"
+    with contextlib.ExitStack() as stack:
+        served = handler if mode is None else stack.enter_context(kit.deploy(handler, mode=mode, processes=2))
+        for _ in range(2):
+            with pytest.raises(errors.UnsupportedInput, match=words):
+                mixed | RunInference(served)
+            answers = mixed | RunInference(served).with_exception_handling()
+            assert [answers[1], answers[3]] == [("a", (1, 2.0, None)), ("b", (2, 4.0, None))]
+            assert [failure.example for failure in answers.failures] == [1, (1, 2, 3)]
+            assert {type(failure.error) for failure in answers.failures} == {errors.UnsupportedInput}
+        assert len([1, 2, 3] | RunInference(served)) == 3
+        if mode is not None:
+            assert served.counters["failed"] == 2 * (len(mixed) + 2)
+            assert served.counters["accepted"] == served.counters["failed"] + served.counters["answered"]
+
+
+def test_requests_with_and_without_keys_of_several_callers_do_not_mix() -> None:
+    with kit.deploy(MaybeKeyedModelHandler(Times(2)), processes=1) as deployment:
+        futures = [
+            (number, deployment.submit([number] if number % 2 else [["k", number], ("k", number)]))
+            for number in range(200)
+        ]
+        for number, future in futures:
+            one = (number, 2.0 * number, None)
+            assert future.result(30) == ([one] if number % 2 else [("k", one)] * 2)
+
+
+def test_one_handler_for_all_keys_says_where_the_example_without_a_key_is() -> None:
+    with kit.deploy(KeyedModelHandler(Times(2)), processes=1) as deployment:
+        with pytest.raises(errors.UnsupportedInput, match=r"example 1, 7 \(int\), has no key"):
+            deployment.predict([("a", 1), 7])
+        assert deployment.predict([("a", 1)]) == [("a", (1, 2.0, None))]

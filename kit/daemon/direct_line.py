@@ -166,6 +166,7 @@ def _possible(engine: Engine) -> bool:
     backlog = dispatcher.backlog
     return (
         isinstance(backlog, Backlog)
+        and not (backlog.pairs is not None and backlog.pairs.maybe)  # whole requests are looked at here
         and engine.switching is None
         and dispatcher.closed is None
         and not (dispatcher.paused or dispatcher.held)

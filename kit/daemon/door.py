@@ -24,8 +24,7 @@ from kit.daemon.wire import Malformed
 from kit.engine.codec import Rows
 from kit.engine.host_pool import HostLost
 from kit.engine.lane_thread import Unwanted
-from kit.engine.requests import as_list
-from kit.engine.runner import Outcome
+from kit.engine.runner import Outcome, as_list
 from kit.engine.trouble import Trouble
 from kit.handler import PredictionResult
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from kit.daemon.encoder import Encoder
 from kit.daemon.wire import Malformed
 from kit.engine.codec import concatenate
-from kit.engine.requests import Request, as_list
+from kit.engine.requests import Request
+from kit.engine.runner import as_list
 from kit.engine.trouble import Trouble
 from kit.handler import PredictionResult
 

@@ -8,17 +8,19 @@ little. Small requests of several clients share a chunk. Where the handler asks 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from kit import batching
+from kit.engine.keyed_examples import PairCheck
 from kit.engine.lane import computed_at_once, free_lane
+from kit.engine.prepared import Prepared, nothing
 from kit.engine.requests import Chunk, Part, Request
 
 if TYPE_CHECKING:
     from kit.engine.lane import Lane
+    from kit.metrics import Counters
 
 #: Computing time that one chunk aims at, seconds: long against its transport, short against patience.
 CHUNK_S = 0.03
@@ -31,22 +33,18 @@ PREFETCH_S = 0.1
 LOOK = 64
 
 
-class Prepared(NamedTuple):
-    """A request about to be queued: what to do under the dispatcher's lock, and what after it."""
-
-    queue: Callable[[], None]
-    finish: Callable[[], None]
-
-
 class Backlog:
     """Requests that wait, in turns, and chunks to be sent again. Its methods run under the dispatcher's lock.
 
     Attributes:
         queued: examples that wait in `requests`.
+        pairs: looks at requests for a handler that takes pairs; None for others.
         due_at: after `next_chunk` gave None: when it is to be asked again (monotonic seconds), None for not at all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters | None = None) -> None:
+        self._counters = counters
+        self.pairs: PairCheck | None = None
         self.requests: deque[Request] = deque()
         self.again: deque[Chunk] = deque()
         self.queued = 0
@@ -63,6 +61,7 @@ class Backlog:
         """Take batching options from `handler`."""
         options = batching.options_of(handler)
         self.batch_size = options.get("max_batch_size")
+        self.pairs = PairCheck.of(handler)
         self._wait_s = 0.0 if handler.should_skip_batching() else batching.wait_of(options)
         self._least = options.get("min_batch_size") or 1
         self._full = options.get("min_batch_size") or self.batch_size or batching.MAX_BATCH_SIZE
@@ -124,11 +123,14 @@ class Backlog:
 
     def prepare(self, request: Request) -> Prepared:
         """What is to be done to queue a request; runs without the lock."""
-        return Prepared(partial(self.add, request), lambda: None)
+        add = partial(self.add, request)
+        return Prepared(add, nothing) if self.pairs is None else self.pairs.prepare(request, add, self._counters)
 
     def add(self, request: Request) -> None:
         """Queue a request."""
-        self.queued += request.count
+        self.queued += request.untaken
+        if not request.untaken:
+            return
         if request.turn is not None and request.turn.early():
             self.requests.appendleft(request)
         else:

@@ -61,7 +61,7 @@ class Dispatcher:
         self.counters = self.answers.counters
         self.latency = self.answers.latency
         self.keyed = None if places is None else KeyedBacklog(places, self.counters)
-        self.backlog: Backlog | KeyedBacklog = Backlog() if self.keyed is None else self.keyed
+        self.backlog: Backlog | KeyedBacklog = Backlog(self.counters) if self.keyed is None else self.keyed
         self._at = at
         self._awake_at: float | None = None  # when `pump` is called next, if that has been asked for
         self._quarantine = quarantine

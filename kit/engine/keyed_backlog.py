@@ -15,10 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
-from kit.engine.chunking import Backlog, Prepared
+from kit.engine.chunking import Backlog
 from kit.engine.homes import least_busy
 from kit.engine.keyed_requests import Group, Router, Spec
 from kit.engine.lane import free_lane
+from kit.engine.prepared import Prepared, nothing
 from kit.engine.requests import Chunk, Part, Request
 from kit.engine.trouble import Trouble
 from kit.key_routes import Route
@@ -123,7 +124,7 @@ class KeyedBacklog:
         try:
             groups, troubles = self.router.split(request)
         except errors.KitError as error:
-            return Prepared(_nothing, partial(request.fail_all, error))
+            return Prepared(nothing, partial(request.fail_all, error))
         request.groups = groups
         return Prepared(partial(self._add_all, groups), partial(self._fail, request, troubles))
 
@@ -274,7 +275,3 @@ class KeyedBacklog:
     def live(self) -> set[Request]:
         """Requests that wait, wholly or in part."""
         return {request for queue in self._queues.values() for request in queue.backlog.live()}
-
-
-def _nothing() -> None:
-    return

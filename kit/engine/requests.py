@@ -6,15 +6,14 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from functools import partial
 from typing import Any, NamedTuple
 
 from kit import batching, errors
 from kit.engine.answer_future import AnswerFuture
-from kit.engine.codec import Rows
-from kit.engine.runner import Batch, pick
+from kit.engine.runner import Batch, as_list, pick
 from kit.engine.trouble import Trouble
 from kit.engine.turn import Turn
 from kit.handler import PredictionResult
@@ -142,6 +141,13 @@ class Request:
         while self._batches and len(taken) + len(self._batches[0]) <= most:
             taken += self._batches.popleft()
         return taken
+
+    def skip(self, indices: Collection[int]) -> None:
+        """Never take these; nothing has been taken yet."""
+        plan = self._batches or [[index] for index in range(self.count)]
+        kept = ([index for index in batch if index not in indices] for batch in plan)
+        self._batches = deque(filter(None, kept))
+        self.untaken -= len(indices)
 
     def answer(self, indices: Sequence[int], values: Any, model_ids: Any, plain: bool) -> None:
         """Store the results of the examples at `indices`; the last ones resolve the future."""
@@ -289,8 +295,3 @@ class Chunk:
     def split(self) -> list[Chunk]:
         """One chunk for each part."""
         return [Chunk([part], deaths=self.deaths, attempts=self.attempts) for part in self.parts]
-
-
-def as_list(examples: Any) -> Any:
-    """A list or Rows of any sequence."""
-    return examples if type(examples) in (list, Rows) else list(examples)

@@ -274,3 +274,8 @@ def pick(examples: Any, indices: Sequence[int]) -> Any:
             return examples
         return examples[indices.start : indices.stop]
     return [examples[index] for index in indices]
+
+
+def as_list(examples: Any) -> Any:
+    """A list or Rows of any sequence."""
+    return examples if type(examples) in (list, Rows) else list(examples)
