@@ -74,7 +74,7 @@ class DeployedModels(ABC):
     def pin(self, keys: Iterable[Hashable], timeout: float | None = None) -> Self:
         """Load the models of these keys and keep them, until `unpin`; they are loaded again after a switch.
 
-        All of them are pinned, or none.
+        All of them are pinned, or none. A version that takes the place of a pinned model is pinned in its stead.
 
         Raises:
             BudgetExceeded: they don't fit beside what is pinned already. And those of `preload`.
@@ -117,7 +117,8 @@ class DeployedModels(ABC):
         """Give some keys other models, live; the others serve on, and requests under way are answered by the old ones.
 
         Args:
-            mappings: `KeyModelPathMapping`, ours or Beam's. A new model is loaded when it is first asked for.
+            mappings: `KeyModelPathMapping`, ours or Beam's. A new model is loaded when it is first asked for,
+                that of a pinned key at once.
 
         Raises:
             InvalidSetting: an empty path, a key in two mappings, no models by key. UnknownKey. Nothing is changed then.

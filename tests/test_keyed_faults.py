@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 import kit
-from kit import KeyedModelHandler, KeyModelMapping, MaybeKeyedModelHandler, ModelManager, RunInference, errors
+from kit import (
+    KeyedModelHandler,
+    KeyModelMapping,
+    KeyModelPathMapping,
+    MaybeKeyedModelHandler,
+    ModelManager,
+    RunInference,
+    errors,
+)
 from kit.manager.policy import Lru
 
 MODES = ["default", "large", "shared"]
@@ -21,6 +29,11 @@ class Times(kit.ModelHandler):
     def __init__(self, factor: float, **options: Any) -> None:
         super().__init__(**options)
         self.factor = factor
+        self.model_id = None
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        if model_path is not None:
+            self.factor, self.model_id = float(model_path), None
 
     def load_model(self) -> Any:
         import numpy as np
@@ -162,3 +175,43 @@ def test_one_handler_for_all_keys_says_where_the_example_without_a_key_is() -> N
         with pytest.raises(errors.UnsupportedInput, match=r"example 1, 7 \(int\), has no key"):
             deployment.predict([("a", 1), 7])
         assert deployment.predict([("a", 1)]) == [("a", (1, 2.0, None))]
+
+
+# ---- pins ----------------------------------------------------------------------------------------
+
+
+def row_of(deployment: Any, key: str) -> Any:
+    table = deployment.models()
+    return table[table["keys"].map(lambda keys: key in keys)].iloc[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_other_version_of_a_pinned_key_is_pinned(mode: str) -> None:
+    handler = KeyedModelHandler(
+        [KeyModelMapping(["a"], Times(2)), KeyModelMapping(["b"], Times(3)), KeyModelMapping(["c"], Times(4))],
+        memory_budget="3.3MB" if mode != "shared" else "4.5MB",  # where the loader has one more
+    )
+    with kit.deploy(handler, mode=mode, processes=2) as deployment:
+        deployment.pin(["a"]).update_models([KeyModelPathMapping(["a"], "7"), KeyModelPathMapping(["b"], "8")])
+        assert [bool(row_of(deployment, key).pinned) for key in "abc"] == [True, False, False]
+        deployment.pin(["a"])  # waits for its load
+        for _ in range(3):
+            answers = deployment.predict([("b", 1), ("c", 1), ("a", 1)])
+            assert [one.inference for _, one in answers] == [8.0, 4.0, 7.0]
+            assert (row_of(deployment, "a").state, row_of(deployment, "a").loads) == ("resident", 1)
+        deployment.update_model(KeyedModelHandler([KeyModelMapping(["a"], Times(5)), KeyModelMapping(["c"], Times(6))]))
+        assert row_of(deployment, "a").pinned
+        assert not row_of(deployment, "c").pinned
+        deployment.unpin(["a"])
+        assert not deployment.models()["pinned"].any()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_budget_below_the_pins_is_refused_right_after_a_switch(mode: str) -> None:
+    with kit.deploy(keyed(a=Times(2), b=Times(3)), processes=1, memory_budget="9MB") as deployment:
+        deployment.pin(["a", "b"]).switch(mode)
+        assert deployment.models()["pinned"].all()
+        with pytest.raises(errors.BudgetExceeded, match="the pinned models take 2 MB"):
+            deployment.switch(memory_budget="1.5MB")
+        assert deployment.settings.memory_budget == 9_000_000
+        assert deployment.models()["pinned"].all()

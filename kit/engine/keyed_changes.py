@@ -44,6 +44,8 @@ def update_models(engine: Engine, mappings: Any) -> None:
         engine.handler = engine.topology.handler = handler
         engine.topology.handler_bytes = handler_bytes  # for processes to come; the others are told the path
         engine.dispatcher.use(handler)
+        pinned = engine.places.carry_pins(handler)
         engine.places.forget(gone)
+        engine.places.pins.load_again(pinned)
     engine.dispatcher.pump()
     engine.event("update", f"{counted(len(gone), 'model')} by key replaced")

@@ -40,6 +40,10 @@ class ModelLoads:
         with self._homes_changed:
             self._homes_changed.notify_all()
 
+    def measured(self, model: KeyModel) -> int | None:
+        """Bytes of a model at its last load."""
+        return self._sizes.get(model)
+
     def size_of(self, place: Place) -> int | None:
         """Bytes of a model as measured once, else as its handler estimates them, in a serving process.
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Hashable, Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
@@ -24,10 +23,10 @@ from kit.engine.keyed_requests import Specs
 from kit.engine.load_threads import LoadThreads
 from kit.engine.model_copies import Copies
 from kit.engine.model_loads import ModelLoads
+from kit.engine.model_pins import Pins
 from kit.engine.trouble import Trouble
-from kit.key_routes import KeyModel, Route
+from kit.key_routes import KeyModel, Route, Routes
 from kit.manager import ModelManager
-from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
     from kit.engine.core import Engine
@@ -55,7 +54,8 @@ class ModelPlaces:
         self.engine = engine
         self._places: dict[KeyModel, list[Place]] = {}  # of the topology that serves
         self._lock = threading.Lock()  # held where `topology` and `_places` change
-        self._pinned: dict[KeyModel, Route] = {}
+        self.pins = Pins(self)
+        self._routes: Routes = handler.routes
         self._loads = LoadThreads("kit-load", LOADERS)
         self._evictions = LoadThreads("kit-evict", 1)  # of its own: loads wait for these
         self._moves = ModelLoads(self)
@@ -87,7 +87,7 @@ class ModelPlaces:
     def _fetch(self, queue: ModelQueue) -> None:
         dispatcher = self.engine.dispatcher
         try:
-            lease = self._lease(queue.route)
+            lease = self.lease(queue.route)
         except errors.KitError as error:
             self._refuse(queue, Trouble.of(error))
         except BaseException as error:  # nobody else would tell those who wait, such as of a policy that raises
@@ -112,12 +112,13 @@ class ModelPlaces:
         assert keyed is not None
         return keyed
 
-    def _lease(self, route: Route) -> Any:
+    def lease(self, route: Route) -> Any:
+        """A lease of a model, loaded first where it isn't."""
         while True:
             place = self.place(route)
             self.copies.make_room(place)
             try:
-                if route.model in self._pinned:
+                if route.model in self.pins:
                     self.manager.pin([place])
                 lease = self.manager.acquire(place)
             except errors.KitError:
@@ -160,22 +161,17 @@ class ModelPlaces:
         self._moves.homes_changed()
         if former:
             self._evictions.run(lambda: self.manager.forget(former))
-        for route in list(self._pinned.values()):
-            self._loads.run(partial(self._pin_again, route))
+        self.carry_pins(handler)
+        self.pins.load_again()
 
-    def _pin_again(self, route: Route) -> None:
-        with contextlib.suppress(errors.KitError):  # its requests will say what is wrong
-            self._lease(route).release()
+    def carry_pins(self, handler: Any) -> list[KeyModel]:
+        """Keep the pins of keys that lead to other models from now on; the models to be loaded for that."""
+        before, self._routes = self._routes, handler.routes
+        return [route.model for route in self.pins.carry(before, self._routes)]
 
     def check(self, handler: Any, settings: Settings) -> None:
         """Raise BudgetExceeded when pinned models alone take more than these settings allow."""
-        budget = _budget_of(handler, settings)
-        pinned = sum(place.size_bytes or 0 for model in self._pinned for place in self._places.get(model, ())[:1])
-        if budget is not None and pinned > budget:
-            raise errors.BudgetExceeded(
-                f"the pinned models take {format_bytes(pinned)}, and the new memory budget is {format_bytes(budget)}: "
-                "unpin some first."
-            )
+        self.pins.check(_budget_of(handler, settings))
 
     def resize(self, handler: Any, settings: Settings) -> None:
         """Take the budget of these settings.
@@ -208,8 +204,7 @@ class ModelPlaces:
                     gone.append(place)
         if gone:
             self._evictions.run(lambda: self.manager.forget(gone))
-            for route in [self._pinned[place.model] for place in gone if place.model in self._pinned]:
-                self._loads.run(partial(self._pin_again, route))
+            self.pins.load_again([place.model for place in gone])
 
     def _remove(self, place: Place) -> None:
         with self._lock:
@@ -237,42 +232,32 @@ class ModelPlaces:
 
     def pin(self, routes: Iterable[Route], timeout: float | None = None) -> None:
         """Load models and never evict them; see `ModelManager.pin`."""
-        pinned: list[Route] = []
-        try:
-            for route in routes:
-                self.manager.pin([self.place(route)], timeout)
-                if route.model not in self._pinned:
-                    pinned.append(route)
-                self._pinned[route.model] = route
-        except BaseException:
-            self.unpin(pinned)
-            raise
+        self.pins.pin(routes, timeout)
 
     def unpin(self, routes: Iterable[Route]) -> None:
         """Let pinned models be evicted again."""
-        found = list(routes)
-        for route in found:
-            self._pinned.pop(route.model, None)
-        self.manager.unpin([self.place(route) for route in found])
+        self.pins.unpin(routes)
 
     def unload(self, models: Iterable[KeyModel]) -> None:
         """Unload models and their copies: now, or as soon as nobody uses them; pins are lifted."""
         found = list(models)
-        for model in found:
-            self._pinned.pop(model, None)
+        self.pins.lift(found)
         self.manager.unload([place for model in found for place in self._places.get(model, ())])
 
     def forget(self, models: Iterable[KeyModel]) -> None:
         """Unload models that no key leads to any more."""
         for model in models:
-            self._pinned.pop(model, None)
             self.manager.forget(self._places.pop(model, []))
+
+    def size_of(self, model: KeyModel) -> int | None:
+        """Bytes of a model as measured at its last load."""
+        return self._moves.measured(model)
 
     def rows(self, keys: dict[KeyModel, list[Hashable]]) -> list[dict[str, Any]]:
         """The rows of `Deployment.models`."""
         from kit.engine.model_rows import model_rows
 
-        return model_rows(self.manager.rows(), keys)
+        return model_rows(self.manager.rows(), keys, self.pins)
 
     def soon(self, action: Callable[[], None]) -> None:
         """Run something in a load thread."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from typing import Any
 
 from kit.key_routes import KeyModel
@@ -13,7 +13,9 @@ STATES = ("resident", "loading", "host tier", "failed", "evicted")
 SUMS = ("hits", "requests", "loads", "evictions", "load_total_s", "in_use")
 
 
-def model_rows(places: list[dict[str, Any]], keys: dict[KeyModel, list[Hashable]]) -> list[dict[str, Any]]:
+def model_rows(
+    places: list[dict[str, Any]], keys: dict[KeyModel, list[Hashable]], pins: Container[KeyModel] = ()
+) -> list[dict[str, Any]]:
     """Rows of a manager whose names are places, a model each, and models that nobody has asked for yet.
 
     Columns: those of `kit.KeyedModels.rows`, and resident_bytes (of all copies), copies, where (text), loading_at
@@ -33,11 +35,13 @@ def model_rows(places: list[dict[str, Any]], keys: dict[KeyModel, list[Hashable]
         }
         if place.model not in keys:
             continue  # of a version that was replaced
+        row["pinned"] = place.model in pins  # also while it is loaded again
         known = found.get(place.model)
         found[place.model] = row if known is None else _together(known, row)
     rows = sorted(found.values(), key=lambda row: -row["score"])
     nothing = {**blank_row(), "resident_bytes": 0, "copies": 0, "where": "", "loading_at": ""}
-    return rows + [{"keys": keys[model], **nothing} for model in keys if model not in found]
+    unasked = [model for model in keys if model not in found]
+    return rows + [{"keys": keys[model], **nothing, "pinned": model in pins} for model in unasked]
 
 
 def _together(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -47,5 +51,4 @@ def _together(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         row[name] = ", ".join(filter(None, (first[name], second[name])))
     row["idle_s"] = min((idle for idle in (one["idle_s"], other["idle_s"]) if idle is not None), default=None)
     row["score"] = max(one["score"], other["score"])
-    row["pinned"] = one["pinned"] or other["pinned"]
     return row

@@ -1,0 +1,85 @@
+"""Models by key that are pinned: loaded again wherever they are served next, also as other versions of their keys."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from kit import errors
+from kit.key_routes import KeyModel, Route, Routes
+from kit.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from kit.engine.model_places import ModelPlaces
+
+
+class Pins:
+    """The pinned models of a deployment; the manager knows those of them that are loaded."""
+
+    def __init__(self, places: ModelPlaces) -> None:
+        self._places = places
+        self._routes: dict[KeyModel, Route] = {}
+
+    def __contains__(self, model: object) -> bool:
+        return model in self._routes
+
+    def pin(self, routes: Iterable[Route], timeout: float | None) -> None:
+        """Load models and never evict them; see `ModelManager.pin`."""
+        pinned: list[Route] = []
+        try:
+            for route in routes:
+                self._places.manager.pin([self._places.place(route)], timeout)
+                if route.model not in self._routes:
+                    pinned.append(route)
+                self._routes[route.model] = route
+        except BaseException:
+            self.unpin(pinned)
+            raise
+
+    def unpin(self, routes: Iterable[Route]) -> None:
+        """Let pinned models be evicted again."""
+        found = list(routes)
+        self.lift(route.model for route in found)
+        self._places.manager.unpin([self._places.place(route) for route in found])
+
+    def lift(self, models: Iterable[KeyModel]) -> None:
+        """Forget the pins of models that go."""
+        for model in models:
+            self._routes.pop(model, None)
+
+    def carry(self, before: Routes, after: Routes) -> list[Route]:
+        """Pin what the keys of pinned models lead to from now on; what there is to be loaded for that."""
+        if after is before:
+            return []
+        added = []
+        known = after.keys_of()
+        for model, keys in before.keys_of().items():
+            for key in keys if model in self._routes and after.listed else ():
+                with contextlib.suppress(errors.UnknownKey):
+                    route = after.of(key)
+                    if route.model not in self._routes:
+                        self._routes[route.model] = route
+                        added.append(route)
+        self.lift([model for model in self._routes if model not in known])
+        return added
+
+    def load_again(self, models: Iterable[KeyModel] | None = None) -> None:
+        """Load these, or all, in load threads as far as they are pinned."""
+        wanted = list(self._routes) if models is None else list(models)
+        for route in [self._routes[model] for model in wanted if model in self._routes]:
+            self._places.soon(partial(self._load, route))
+
+    def _load(self, route: Route) -> None:
+        with contextlib.suppress(errors.KitError):  # its requests will say what is wrong
+            self._places.lease(route).release()
+
+    def check(self, budget: int | None) -> None:
+        """Raise BudgetExceeded when the pinned models alone take more, as far as it is known what they take."""
+        pinned = sum(self._places.size_of(model) or 0 for model in list(self._routes))
+        if budget is not None and pinned > budget:
+            raise errors.BudgetExceeded(
+                f"the pinned models take {format_bytes(pinned)}, and the new memory budget is {format_bytes(budget)}: "
+                "unpin some first."
+            )
