@@ -44,8 +44,8 @@ class DeployedSettings(ABC):
         The new topology is started beside the old one, takes over, and the old one finishes what it has. If
         both don't fit the memory budget, the old one is drained and ended first, and requests wait. Of models by key
         another `memory_budget` alone starts nothing: those over it go, those in use as soon as they are released.
-        A `memory_budget` of "none" takes the budget away; `batching` changes the handler's batching options
-        (`ModelHandler.with_batching`), such as ``{"max_batch_size": 16}``.
+        A `memory_budget` of "none" takes the budget away, also one that the handler brought. `batching` changes the
+        handler's batching options (`ModelHandler.with_batching`), such as ``{"max_batch_size": 16}``.
 
         Who switches a deployment at once, in other threads or kernels, does so one after the other.
 

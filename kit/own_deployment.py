@@ -130,7 +130,7 @@ class OwnDeployment(Deployment):
                 "its place, since their examples differ. Deploy the new handler beside this one."
             )
         with engine.switch_lock:
-            settings = engine.settings.change(handler, **changes)
+            settings = engine.settings.with_budget_of(handler, engine.handler).change(handler, **changes)
             if sample:
                 engine.dispatcher.sample = list(sample)
             engine.switch(settings, handler, event="update")

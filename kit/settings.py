@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kit.errors import BudgetExceeded, InvalidSetting
@@ -45,7 +45,8 @@ class Settings:
         processes: worker processes.
         threads: worker threads a process.
         model_copies: model hosts in mode "medium"; elsewhere what the mode gives.
-        memory_budget: bytes that all copies of the model may take together, None for no limit.
+        memory_budget: bytes that all copies of the model may take together, None for no limit; of models by key those
+            of all models, which their handler gives where nothing else does.
     """
 
     mode: str
@@ -97,6 +98,15 @@ class Settings:
                 f"a deployment can have {MOST_WORKERS}."
             )
         return Settings(mode, processes, threads, copies, parse_bytes(memory_budget))
+
+    def with_budget_of(self, handler: Any, former: Any = None) -> Settings:
+        """These settings with the budget that a handler of models by key brings, where no other was asked for.
+
+        `former` is the handler that it takes the place of, whose own budget goes with it.
+        """
+        if self.memory_budget != _own_budget(former):
+            return self
+        return replace(self, memory_budget=_own_budget(handler))
 
     def change(self, handler: Any, **changes: Any) -> Settings:
         """These settings with some changed; None leaves a setting as it is."""
@@ -190,6 +200,11 @@ class Settings:
             modes += ["'large'", "'shared'"]
             words += f"Modes that fit: {', '.join(modes)}."
         raise BudgetExceeded(words)
+
+
+def _own_budget(handler: Any) -> int | None:
+    budget: int | None = handler.memory_budget if getattr(handler, "keyed", False) else None
+    return budget
 
 
 def _count(name: str, value: int | None, default: int) -> int:

@@ -52,7 +52,6 @@ class Snapshot:
         switching: a switch under way, None without.
         clients: of a named deployment, one dict a connected kernel, as the rows of its `clients()`; else None.
         models: of a handler with models by key one dict a model, as the rows of `Deployment.models`; else empty.
-        models_budget: bytes that the handler itself lets its models take, None for no limit.
     """
 
     settings: Settings
@@ -70,7 +69,6 @@ class Snapshot:
     switching: SwitchProgress | None
     clients: list[dict[str, Any]] | None = None
     models: list[dict[str, Any]] = field(default_factory=list)
-    models_budget: int | None = None
     mapped_bytes: int = 0
 
     def predict_memory(self, settings: Settings) -> dict[str, int]:
@@ -120,7 +118,6 @@ def take(engine: Engine, watch: Watch, seconds: float) -> Snapshot:
         mapped_bytes=engine.topology.mapped_bytes,
         switching=_progress(engine),
         models=rows_by_key(engine) if engine.alive else [],
-        models_budget=None if engine.places is None else handler.memory_budget,
     )
 
 

@@ -148,7 +148,7 @@ def test_examples_may_come_without_keys() -> None:
     handler = MaybeKeyedModelHandler(Scale(2))
     assert [1, 2] | RunInference(handler) == [(1, 2, None), (2, 4, None)]
     assert [("a", 1)] | RunInference(handler) == [("a", (1, 2, None))]
-    with pytest.raises(errors.UnsupportedInput, match=r"example 1, 2 \(a int\), has no key"):
+    with pytest.raises(errors.UnsupportedInput, match=r"example 1, 2 \(int\), has no key"):
         [("a", 1), 2] | RunInference(handler)
 
 

@@ -62,7 +62,7 @@ def test_one_handler_for_all_keys_refuses_an_example_without_one(example: object
         failures = ([("a", 1), example] | RunInference(deployment).with_exception_handling()).failures
         assert [failure.example for failure in failures] == [example]
         assert isinstance(failures[0].error, errors.UnsupportedInput)
-        assert f"an example, {example!r} (a {type(example).__name__}), has no key" in str(failures[0].error)
+        assert f"example 1, {example!r} ({type(example).__name__}), has no key" in str(failures[0].error)
 
 
 def test_one_handler_for_all_keys_can_be_shared_too() -> None:

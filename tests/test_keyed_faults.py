@@ -215,3 +215,28 @@ def test_a_budget_below_the_pins_is_refused_right_after_a_switch(mode: str) -> N
             deployment.switch(memory_budget="1.5MB")
         assert deployment.settings.memory_budget == 9_000_000
         assert deployment.models()["pinned"].all()
+
+
+def test_the_budget_that_rules_is_the_one_that_is_shown_and_none_takes_the_handlers_away_too() -> None:
+    def handler(budget: str) -> KeyedModelHandler:
+        return KeyedModelHandler([KeyModelMapping([key], Times(key)) for key in range(4)], memory_budget=budget)
+
+    with kit.deploy(handler("2.5MB"), processes=1) as deployment:
+        assert deployment.settings.memory_budget == 2_500_000
+        deployment.preload(range(4))
+        assert deployment.models().resident_bytes.sum() <= 2_500_000
+        deployment.switch(memory_budget="none").preload(range(4))
+        assert (deployment.models().state == "resident").all()
+        assert deployment.settings.memory_budget is None
+        deployment.switch("large").preload(range(4))  # it stays away
+        assert (deployment.models().state == "resident").all()
+        deployment.switch(memory_budget="3.5MB")
+        said = "; ".join(deployment.history["events"])
+        assert "memory budget 2.5 MB → none" in said
+        assert "memory budget none → 3.5 MB" in said
+        deployment.update_model(handler("1.5MB"))
+        assert deployment.settings.memory_budget == 3_500_000  # asked for, so the new handler's is beaten
+    with kit.deploy(handler("2.5MB"), processes=1) as deployment:
+        deployment.update_model(handler("1.5MB")).preload(range(4))
+        assert deployment.settings.memory_budget == 1_500_000
+        assert deployment.models().resident_bytes.sum() <= 1_500_000

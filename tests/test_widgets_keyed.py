@@ -238,8 +238,10 @@ def test_the_numbers_beside_the_timeline(snapshot):  # noqa: F811
     assert found["loads"] == "3"
     unlimited = keyed(snapshot, FOUR, budget=None)
     assert dict(model_rows.facts(unlimited))["budget"] == "none"
-    own = replace(unlimited, models_budget=200_000_000)
-    assert dict(model_rows.facts(own))["budget"] == dict(memory_facts(own, None)[0])["weights budget"] == "200 MB"
+    limited = keyed(snapshot, FOUR, budget=200_000_000)
+    assert (
+        dict(model_rows.facts(limited))["budget"] == dict(memory_facts(limited, None)[0])["weights budget"] == "200 MB"
+    )
 
 
 # ---- the timeline ----------------------------------------------------------------------------

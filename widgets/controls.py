@@ -72,12 +72,8 @@ class Controls:
         """Copies can be chosen in mode medium only."""
         self.numbers["model_copies"].disabled = self.mode.value != "medium"
 
-    def show(self, settings: Settings, batching: Mapping[str, Any], own_budget: int | None = None) -> None:
-        """Set the form to what is served; what was chosen since it showed that before, and not applied, stays.
-
-        `own_budget` is the handler's, which holds where no other is given.
-        """
-        self.budget.placeholder = f"{format_bytes(own_budget)}, the handler's" if own_budget else "none, or 2GiB"
+    def show(self, settings: Settings, batching: Mapping[str, Any]) -> None:
+        """Set the form to what is served; what was chosen since it showed that before, and not applied, stays."""
         served = {
             "mode": settings.mode,
             "processes": settings.processes,

@@ -95,7 +95,7 @@ class MemoryPlot(TimePlot):
         self._fill(self._now, now)
         self._fill(self._ghost, predicted or {})
         highest = max([*below, sum((predicted or {}).get(name, 0) for name in _STACK) / 1e6, 1.0])
-        budget = (chosen or snapshot.settings).memory_budget or snapshot.models_budget
+        budget = (chosen or snapshot.settings).memory_budget
         self._draw_levels(highest, budget)
         shown = "now: " + snapshot.settings.mode
         names = [shown, *([f"chosen: {chosen.mode}"] if chosen is not None else [])]
@@ -176,7 +176,7 @@ def memory_facts(
         pairs.append(("on the GPU", format_bytes(row["gpu_bytes"])))
     if predicted:
         pairs.append(("chosen (predicted)", format_bytes(predicted["pss_bytes"])))
-    budget = snapshot.settings.memory_budget or snapshot.models_budget
+    budget = snapshot.settings.memory_budget
     pairs.append(("weights budget", format_bytes(budget) if budget else "none"))
     pairs.append(("machine's limit", format_bytes(memory_limit())))
     colours = dict(ROLES.values())

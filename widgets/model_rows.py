@@ -113,7 +113,7 @@ def typical_bytes(rows: Sequence[Row]) -> int:
 
 def budget_of(snapshot: Snapshot) -> int | None:
     """Bytes that all loaded models may take, None for no limit."""
-    return snapshot.settings.memory_budget or snapshot.models_budget
+    return snapshot.settings.memory_budget
 
 
 def facts(snapshot: Snapshot) -> list[tuple[str, str]]:

@@ -122,7 +122,7 @@ class Redraw:
         served = (snapshot.settings, tuple(sorted(snapshot.batching.items(), key=lambda item: item[0])))
         if served != self._served:
             self._served = served
-            self._view.controls.show(snapshot.settings, snapshot.batching, snapshot.models_budget)
+            self._view.controls.show(snapshot.settings, snapshot.batching)
             writers = (export.python_code, export.beam_code)
             self._view.show_code(*(write(deployment.handler, snapshot.settings, self._examples) for write in writers))
         wanted = self.wanted(deployment)
@@ -153,9 +153,7 @@ class Redraw:
         if deployment is not None and last is not None:
             snapshot = deployment.snapshot(self._seconds)
             if snapshot.closed and snapshot.settings == last.settings:
-                snapshot = dataclasses.replace(
-                    snapshot, processes=last.processes, models=last.models, models_budget=last.models_budget
-                )
+                snapshot = dataclasses.replace(snapshot, processes=last.processes, models=last.models)
             if snapshot.closed:
                 # Between the last look and the end: what waited then has failed.
                 self._failed_at_close = snapshot.counters["failed"] - last.counters["failed"]

@@ -49,7 +49,7 @@ class Engine:
     def __init__(self, handler: Any, settings: Settings, forkserver: ForkServer | None = None) -> None:
         self.owner = os.getpid()
         self.handler = handler
-        self.settings = settings
+        self.settings = settings = settings.with_budget_of(handler)
         handler_bytes = pack(handler)
         self.model_bytes: int | None = estimated_bytes(handler)
         self.alive = True
@@ -132,7 +132,7 @@ class Engine:
             model_bytes = expected_bytes or self.model_bytes
             settings.check_budget(model_bytes)
             if self.places is not None:
-                self.places.check(new_handler, settings)
+                self.places.check(settings)
             new = Topology(self, new_handler, handler_bytes, settings, expected_bytes)
             budget = settings.memory_budget
             together = (old.settings.copies + settings.copies_at_start) * (model_bytes or 0)

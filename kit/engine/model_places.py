@@ -63,7 +63,7 @@ class ModelPlaces:
         self.manager = ModelManager(
             self._moves.load,  # type: ignore[arg-type]  # places are the only names
             size_of=self._moves.size_of,  # type: ignore[arg-type]
-            budget=_budget_of(handler, settings),
+            budget=settings.memory_budget,
             policy=handler.policy,
             max_models=_most_models(handler, settings),
             keep_alive=handler.keep_alive,
@@ -169,9 +169,9 @@ class ModelPlaces:
         before, self._routes = self._routes, handler.routes
         return [route.model for route in self.pins.carry(before, self._routes)]
 
-    def check(self, handler: Any, settings: Settings) -> None:
+    def check(self, settings: Settings) -> None:
         """Raise BudgetExceeded when pinned models alone take more than these settings allow."""
-        self.pins.check(_budget_of(handler, settings))
+        self.pins.check(settings.memory_budget)
 
     def resize(self, handler: Any, settings: Settings) -> None:
         """Take the budget of these settings.
@@ -179,8 +179,8 @@ class ModelPlaces:
         Raises:
             BudgetExceeded: pinned models alone take more.
         """
-        budget = _budget_of(handler, settings)
-        self.check(handler, settings)
+        budget = settings.memory_budget
+        self.check(settings)
         models = _most_models(handler, settings)
         if budget != self.manager.budget or models != self.manager.max_models:
             self.manager.resize(budget, models)
@@ -270,12 +270,6 @@ class ModelPlaces:
         self._loads.close()
         self._evictions.close()
         self._moves.segments.close()
-
-
-def _budget_of(handler: Any, settings: Settings) -> int | None:
-    """Bytes for all models together; the deployment's budget beats the handler's."""
-    budget: int | None = handler.memory_budget if settings.memory_budget is None else settings.memory_budget
-    return budget
 
 
 def _most_models(handler: Any, settings: Settings) -> int | None:
