@@ -121,7 +121,8 @@ class DeployedModels(ABC):
                 that of a pinned key at once.
 
         Raises:
-            InvalidSetting: an empty path, a key in two mappings, no models by key. UnknownKey. Nothing is changed then.
+            InvalidSetting: an empty path, a key in two mappings, no models by key. UnknownKey.
+            ModelLoadFailed: a handler's ``update_model_path`` raised. Nothing is changed then.
         """
         self._models.update(path_updates(mappings))
         return self

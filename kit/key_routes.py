@@ -163,20 +163,22 @@ class Routes:
         """Give keys other paths; returns the models that no key has any more. What is up to date stays.
 
         Raises:
-            InvalidSetting: an empty path, or a key in two of the mappings. UnknownKey. Nothing is changed then.
+            InvalidSetting: an empty path, or a key in two of the mappings. UnknownKey. ModelLoadFailed: a handler
+            refuses its path. Nothing is changed then.
         """
         wanted = self._check_update(mappings)
         before = set(self.keys_of())
         made: dict[tuple[Route, str], Route] = {}
+        found: dict[Hashable, Route] = {}
         for key, path in wanted.items():
             route = self.of(key)
             if route.path == path:
                 continue
             if (route, path) not in made:
-                handler = copy.deepcopy(route.handler)
-                handler.update_model_path(path)
+                handler = with_path(route.handler, path, key)
                 made[route, path] = Route(handler, KeyModel(handler, key), key, path)
-            self._by_key[key] = made[route, path]
+            found[key] = made[route, path]
+        self._by_key.update(found)
         return [model for model in before if model not in self.keys_of()]
 
     def _check_update(self, mappings: Iterable[Any]) -> dict[Hashable, str]:
@@ -202,6 +204,23 @@ class Routes:
     def _model_of(self, handler: Any, key: Hashable) -> KeyModel:
         """The model that a handler runs on: that of the handler which it is a variation of, if that is known."""
         return self._models.setdefault(id(_origin(handler)), KeyModel(handler, key))
+
+
+def with_path(handler: Any, path: str | None, key: Hashable) -> Any:
+    """A copy of the handler of a key, with another path.
+
+    Raises:
+        ModelLoadFailed: ``update_model_path`` raised.
+    """
+    twin = copy.deepcopy(handler)
+    try:
+        twin.update_model_path(path)
+    except (Exception, SystemExit) as error:
+        raise ModelLoadFailed(
+            f"{type(handler).__name__}.update_model_path({path!r}) failed for the key {short(key)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return twin
 
 
 def _origin(handler: Any) -> Any:

@@ -240,3 +240,45 @@ def test_the_budget_that_rules_is_the_one_that_is_shown_and_none_takes_the_handl
         deployment.update_model(handler("1.5MB")).preload(range(4))
         assert deployment.settings.memory_budget == 1_500_000
         assert deployment.models().resident_bytes.sum() <= 1_500_000
+
+
+# ---- whose fault it was --------------------------------------------------------------------------
+
+
+class Failing(Times):
+    """Fails at the example 13, and forgets the prediction of 7."""
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> list[float]:
+        if 13 in batch:
+            raise ValueError("unlucky")
+        return super().run_inference([example for example in batch if example != 7], model)
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_a_failure_names_the_key_of_the_model(mode: str | None) -> None:
+    handler = keyed(good=Times(2), bad=Failing(3))
+    with contextlib.ExitStack() as stack:
+        served = handler if mode is None else stack.enter_context(kit.deploy(handler, mode=mode, processes=2))
+        for example, kind, words in (
+            (13, errors.InferenceFailed, "unlucky"),
+            (7, errors.WrongPredictionCount, "returned 0 predictions"),
+        ):
+            with pytest.raises(kind, match=f"the model of 'bad': .*{words}") as raised:
+                [("good", 1), ("bad", example)] | RunInference(served)
+            assert str(raised.value.args[0]).count("the model of") == 1
+            answers = [("good", 1), ("bad", example)] | RunInference(served).with_exception_handling()
+            assert answers[0] == ("good", (1, 2.0, None))
+            assert re.search(f"the model of 'bad': .*{words}", str(answers[1].error))
+
+
+def test_a_path_that_a_handler_refuses_is_told_with_its_key_and_nothing_is_changed() -> None:
+    updates = [KeyModelPathMapping(["a"], "7"), KeyModelPathMapping(["b"], "x")]
+    words = r"Times.update_model_path\('x'\) failed for the key 'b': ValueError: could not convert"
+    handler = keyed(a=Times(2), b=Times(3))
+    with pytest.raises(errors.ModelLoadFailed, match=words):
+        handler.update_model_paths(None, updates)
+    assert [one.inference for _, one in [("a", 1), ("b", 1)] | RunInference(handler)] == [2.0, 3.0]
+    with kit.deploy(handler, processes=1) as deployment:
+        with pytest.raises(errors.ModelLoadFailed, match=words):
+            deployment.update_models(updates)
+        assert [one.inference for _, one in deployment.predict([("a", 1), ("b", 1)])] == [2.0, 3.0]

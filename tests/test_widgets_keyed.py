@@ -460,7 +460,7 @@ def test_the_panel_shows_the_models_of_a_deployment(six_models, panel):
     until(lambda: held(panel) == 3, "the models that fit, in their slots")
     assert "6 models by key, 3 loaded: 3 of 3.2 MB" in panel.text()
     assert view.table.value.count('scope="row"') == 6
-    assert panel._view.controls.budget.placeholder == "3.2 MB, the handler's"
+    assert panel._view.controls.budget.value == "3.2 MB"
     until(lambda: marks_of(six_models.snapshot()), "a row, and with it the marks")
     assert any("6 loads, 3 evictions" in mark.label for mark in marks_of(six_models.snapshot()))
     states = {span.state for row in six_models.models().to_dict("records") for span in panel._redraw._models.spans(row)}

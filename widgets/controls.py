@@ -52,6 +52,7 @@ class Controls:
         self.numbers["max_batch_tokens"].tooltip = "Padded tokens a batch at most; 0 for no limit"
         self.budget = widgets.Text(
             description="Memory budget",
+            placeholder="none, or 2GiB",
             continuous_update=False,
             style=_STYLE,
             layout={"width": "290px"},

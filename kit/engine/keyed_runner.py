@@ -212,7 +212,7 @@ class _RouteRunner:
     """The runner of one route, and how fast its model is."""
 
     def __init__(self, route: Route) -> None:
-        self._runner = Runner(route.handler, _never)
+        self._runner = Runner(route.handler, _never, route.key)
         self._sorted = "batch_length_fn" in batching.options_of(route.handler)
         self._cost_s = 0.0
 

@@ -10,7 +10,6 @@ answer, so nobody here waits for a load.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from kit.engine.local_model import Computed, LocalModel
 from kit.engine.protocol import ATTACH_MODEL, LOAD_MODEL, SIZE_MODEL, UNLOAD_MODEL
 from kit.engine.runner import Outcome, Runner
 from kit.engine.trouble import Trouble
+from kit.key_routes import with_path
 from kit.manager import memory
 from kit.model_bytes import timed_load
 
@@ -53,8 +53,7 @@ class Handlers:
                 route = self._known.get((spec.key, spec.path)) or self._routes.of(spec.key)
                 handler = route.handler
                 if spec.path != route.path:
-                    handler = copy.deepcopy(handler)
-                    handler.update_model_path(spec.path)
+                    handler = with_path(handler, spec.path, spec.key)
                 if len(self._found) >= MOST_RUNNERS:
                     self._found.clear()
                 self._found[spec.route] = handler
@@ -162,7 +161,7 @@ class KeyedRunners:
         if runner is None:
             if len(self._runners) >= MOST_RUNNERS:
                 self._runners.clear()
-            runner = Runner(self._handlers.of(spec), self._compute_of(spec))
+            runner = Runner(self._handlers.of(spec), self._compute_of(spec), spec.key)
             if self._post:
                 runner = _PairRunner(runner, self._outer, self._post)
         elif number != spec.model:

@@ -45,11 +45,12 @@ TOGETHER_S = 0.05
 
 
 class Runner:
-    """Runs chunks of examples for one thread."""
+    """Runs chunks of examples for one thread; `key` is the first of those that a model by key has."""
 
-    def __init__(self, handler: Any, compute: Compute) -> None:
+    def __init__(self, handler: Any, compute: Compute, key: Any = None) -> None:
         self.compute = compute
-        self._name = type(handler).__name__
+        self._of = "" if key is None else f"the model of {key!r}: "
+        self._name = self._of + type(handler).__name__
         self._options = batching.options_of(handler)
         self._pre = list(handler.get_preprocess_fns())
         self._post = list(handler.get_postprocess_fns())
@@ -185,8 +186,8 @@ class Runner:
             return [(indices, self._guard(batch[0], indices, args, troubles, isolate))]
         try:
             return [(indices, self.compute(batch, args))]
-        except errors.WrongPredictionCount:
-            raise
+        except errors.WrongPredictionCount as error:
+            raise self._named(error) from error
         except FAILURES as error:
             if not isolate:
                 raise self._failed(error, f"a batch of {counted(len(batch), 'example')}") from error
@@ -254,11 +255,19 @@ class Runner:
 
     def _failed(self, error: BaseException, what: str) -> errors.KitError:
         if isinstance(error, errors.KitError):
-            return error
+            return self._named(error)
         return self._trouble(error, what).error()
 
     def _trouble(self, error: BaseException, what: str) -> Trouble:
+        if isinstance(error, errors.KitError):
+            error = self._named(error)
         return Trouble.of(error, f"{self._name} failed on {what}")
+
+    def _named(self, error: errors.KitError) -> errors.KitError:
+        """An error of the model, which names the key."""
+        if not self._of or not isinstance(error, errors.InferenceFailed) or str(error.args[0]).startswith(self._of):
+            return error
+        return type(error)(self._of + str(error.args[0]), error.remote_traceback)
 
 
 def _at(kept: list[int] | None, indices: Sequence[int]) -> Sequence[int]:
