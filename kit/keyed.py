@@ -75,11 +75,18 @@ class KeyedModelHandler(ModelHandler):
         self.routes: Routes | None = None
         if one:
             check_inner(unkeyed, f"{type(self).__name__}({short(unkeyed)})")
-            if memory_budget is not None:
-                raise InvalidSetting(
-                    f"memory_budget={memory_budget!r}: one handler for all keys is one model, with nothing to evict. "
-                    "Give mappings, or give the budget to kit.deploy."
-                )
+            given = {
+                "memory_budget": memory_budget,
+                "max_models_per_worker_hint": max_models_per_worker_hint,
+                "keep_alive": keep_alive,
+                "policy": None if policy == "cost" else policy,
+            }
+            for name, value in given.items():
+                if value is not None:
+                    raise InvalidSetting(
+                        f"{name}={value!r}: one handler for all keys is one model, with nothing to evict. Give mappings"
+                        f"{', or give the budget to kit.deploy' if name == 'memory_budget' else ''}."
+                    )
         elif callable(unkeyed) or isinstance(unkeyed, (list, tuple)):
             self.routes = Routes(unkeyed)
         else:

@@ -183,8 +183,10 @@ def groups_of(
                     raise
                 troubles[position] = Trouble.of(error)
             else:
-                by_key[pair[0]] = positions = groups.setdefault(route, [])
+                positions = groups.setdefault(route, [])
                 positions.append(position)
+                with contextlib.suppress(TypeError):  # one handler for all takes keys that aren't hashable, too
+                    by_key[pair[0]] = positions
     return groups
 
 
