@@ -30,7 +30,7 @@ def simulate(
         trace: the key of each request, in order.
         models: for each key the bytes of its model and the seconds that a load takes, such as a deployment's
             ``models()`` has measured.
-        budget: bytes, or text such as "2GiB"; or a list of these.
+        budget: bytes, or text such as "2GiB"; or a list, an array, a Series or a range of these.
         policies: names, or policy objects (used once, for one budget).
 
     Returns:
@@ -47,7 +47,10 @@ def simulate(
     import pandas as pd
 
     requests = _checked_trace(trace, models)
-    budgets = list(budget) if isinstance(budget, (list, tuple)) else [budget]
+    single = (
+        isinstance(budget, (str, bytes, Mapping)) or not isinstance(budget, Iterable) or not hasattr(budget, "__len__")
+    )
+    budgets = [budget] if single else list(budget)
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         raise InvalidSetting(f"simulate: policies={policies!r}: give a list of names, such as ['cost', 'lru'].")
     if not budgets:
