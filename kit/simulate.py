@@ -47,10 +47,8 @@ def simulate(
     import pandas as pd
 
     requests = _checked_trace(trace, models)
-    single = (
-        isinstance(budget, (str, bytes, Mapping)) or not isinstance(budget, Iterable) or not hasattr(budget, "__len__")
-    )
-    budgets = [budget] if single else list(budget)
+    several = isinstance(budget, Iterable) and not isinstance(budget, (str, bytes, Mapping))
+    budgets = list(budget) if several and getattr(budget, "ndim", 1) else [budget]
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         raise InvalidSetting(f"simulate: policies={policies!r}: give a list of names, such as ['cost', 'lru'].")
     if not budgets:

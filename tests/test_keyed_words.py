@@ -1,15 +1,16 @@
-"""Models by key: what is said of pins that don't fit and keys that can't travel, and the budgets that simulate takes."""
+"""Models by key: words for pins that don't fit and keys that can't travel, and the budgets that simulate takes."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
 import pytest
 
 import kit
-from kit import KeyedModelHandler, KeyModelMapping, errors
-from tests.test_keyed_faults import Times, keyed
+from kit import KeyedModelHandler, KeyModelMapping, RunInference, errors
+from tests.test_keyed_faults import MODES, Times, keyed
 
 
 class Thing:
@@ -49,3 +50,21 @@ def test_simulate_takes_budgets_as_they_come() -> None:
     for wrong in (b"ab", {150: 1}):
         with pytest.raises(errors.InvalidSetting, match="isn't a size"):
             kit.simulate("abab", models, wrong)
+
+
+# ---- one handler for all keys --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_one_handler_for_all_keys_takes_keys_that_are_not_hashable(mode: str | None) -> None:
+    handler = KeyedModelHandler(Times(2))
+    with contextlib.ExitStack() as stack:
+        served = handler if mode is None else stack.enter_context(kit.deploy(handler, mode=mode, processes=1))
+        expected = [(["u"], (1, 2.0, None)), ("a", (2, 4.0, None)), (["u"], (3, 6.0, None))]
+        assert [(["u"], 1), ("a", 2), (["u"], 3)] | RunInference(served) == expected
+
+
+@pytest.mark.parametrize("option", [{"max_models_per_worker_hint": 2}, {"policy": "lru"}, {"keep_alive": 5.0}])
+def test_one_handler_for_all_keys_refuses_options_that_would_do_nothing(option: dict[str, Any]) -> None:
+    with pytest.raises(errors.InvalidSetting, match=f"{next(iter(option))}=.*one handler for all keys is one model"):
+        KeyedModelHandler(Times(2), **option)

@@ -42,8 +42,8 @@ def _check_keys(handler: Any) -> None:
     for key, copy in zip(keys, cloudpickle.loads(cloudpickle.dumps(keys)), strict=True):
         if hash(key) != hash(copy) or key != copy:
             raise InvalidSetting(
-                f"the key {shorten(repr(key), 80)} ({type(key).__name__}) is equal to itself only, so it can't be found "
-                "in the processes of a deployment: take a string or a number, or give its class __eq__ and __hash__."
+                f"the key {shorten(repr(key), 80)} ({type(key).__name__}) is equal to itself only, so it can't be "
+                "found in the processes of a deployment: take a string or a number, or give its class __eq__ and __hash__."
             )
 
 
