@@ -43,7 +43,7 @@ def _check_keys(handler: Any) -> None:
         if hash(key) != hash(copy) or key != copy:
             raise InvalidSetting(
                 f"the key {shorten(repr(key), 80)} ({type(key).__name__}) is equal to itself only, so it can't be "
-                "found in the processes of a deployment: take a string or a number, or give its class __eq__ and __hash__."
+                "found in a serving process: take a string or a number, or give its class __eq__ and __hash__."
             )
 
 
