@@ -48,7 +48,7 @@ def simulate(
 
     requests = _checked_trace(trace, models)
     several = isinstance(budget, Iterable) and not isinstance(budget, (str, bytes, Mapping))
-    budgets = list(budget) if several and getattr(budget, "ndim", 1) else [budget]
+    budgets = list(budget) if several and getattr(budget, "ndim", None) != 0 else [budget]
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         raise InvalidSetting(f"simulate: policies={policies!r}: give a list of names, such as ['cost', 'lru'].")
     if not budgets:
