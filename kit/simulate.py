@@ -30,7 +30,7 @@ def simulate(
         trace: the key of each request, in order.
         models: for each key the bytes of its model and the seconds that a load takes, such as a deployment's
             ``models()`` has measured.
-        budget: bytes, or text such as "2GiB"; or a list of these.
+        budget: bytes, or text such as "2GiB"; or a list, an array, a Series or a range of these.
         policies: names, or policy objects (used once, for one budget).
 
     Returns:
@@ -47,7 +47,8 @@ def simulate(
     import pandas as pd
 
     requests = _checked_trace(trace, models)
-    budgets = list(budget) if isinstance(budget, (list, tuple)) else [budget]
+    several = isinstance(budget, Iterable) and not isinstance(budget, (str, bytes, Mapping))
+    budgets = list(budget) if several and getattr(budget, "ndim", None) != 0 else [budget]
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         raise InvalidSetting(f"simulate: policies={policies!r}: give a list of names, such as ['cost', 'lru'].")
     if not budgets:

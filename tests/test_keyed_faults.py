@@ -282,21 +282,3 @@ def test_a_path_that_a_handler_refuses_is_told_with_its_key_and_nothing_is_chang
         with pytest.raises(errors.ModelLoadFailed, match=words):
             deployment.update_models(updates)
         assert [one.inference for _, one in deployment.predict([("a", 1), ("b", 1)])] == [2.0, 3.0]
-
-
-# ---- one handler for all keys --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", [None, *MODES])
-def test_one_handler_for_all_keys_takes_keys_that_are_not_hashable(mode: str | None) -> None:
-    handler = KeyedModelHandler(Times(2))
-    with contextlib.ExitStack() as stack:
-        served = handler if mode is None else stack.enter_context(kit.deploy(handler, mode=mode, processes=1))
-        expected = [(["u"], (1, 2.0, None)), ("a", (2, 4.0, None)), (["u"], (3, 6.0, None))]
-        assert [(["u"], 1), ("a", 2), (["u"], 3)] | RunInference(served) == expected
-
-
-@pytest.mark.parametrize("option", [{"max_models_per_worker_hint": 2}, {"policy": "lru"}, {"keep_alive": 5.0}])
-def test_one_handler_for_all_keys_refuses_options_that_would_do_nothing(option: dict[str, Any]) -> None:
-    with pytest.raises(errors.InvalidSetting, match=f"{next(iter(option))}=.*one handler for all keys is one model"):
-        KeyedModelHandler(Times(2), **option)

@@ -27,16 +27,9 @@ class Pins:
 
     def pin(self, routes: Iterable[Route], timeout: float | None) -> None:
         """Load models and never evict them; see `ModelManager.pin`."""
-        pinned: list[Route] = []
-        try:
-            for route in routes:
-                self._places.manager.pin([self._places.place(route)], timeout)
-                if route.model not in self._routes:
-                    pinned.append(route)
-                self._routes[route.model] = route
-        except BaseException:
-            self.unpin(pinned)
-            raise
+        found = list(routes)
+        self._places.manager.pin([self._places.place(route) for route in found], timeout)
+        self._routes.update({route.model: route for route in found})
 
     def unpin(self, routes: Iterable[Route]) -> None:
         """Let pinned models be evicted again."""

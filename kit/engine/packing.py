@@ -9,7 +9,8 @@ from typing import Any
 
 import cloudpickle
 
-from kit.errors import HandlerNotPicklable
+from kit.errors import HandlerNotPicklable, InvalidSetting
+from kit.shorten import shorten
 
 #: What stands in a handler's attributes under a name of the kit's own, in the words of those who gave it.
 _WORDS = {
@@ -25,11 +26,25 @@ def pack(handler: Any) -> bytes:
 
     Raises:
         HandlerNotPicklable: naming the attribute, function or variable that can't travel.
+        InvalidSetting: a model's key that is equal to itself only, and so can't be found in another process.
     """
     try:
-        return bytes(cloudpickle.dumps(handler, protocol=5))
+        packed = bytes(cloudpickle.dumps(handler, protocol=5))
     except Exception as error:
         raise HandlerNotPicklable(_why(handler, error)) from error
+    _check_keys(handler)
+    return packed
+
+
+def _check_keys(handler: Any) -> None:
+    routes = getattr(handler, "routes", None)
+    keys = [] if routes is None else list(routes.first_keys())
+    for key, copy in zip(keys, cloudpickle.loads(cloudpickle.dumps(keys)), strict=True):
+        if hash(key) != hash(copy) or key != copy:
+            raise InvalidSetting(
+                f"the key {shorten(repr(key), 80)} ({type(key).__name__}) is equal to itself only, so it can't be "
+                "found in a serving process: take a string or a number, or give its class __eq__ and __hash__."
+            )
 
 
 def _why(handler: Any, error: Exception) -> str:

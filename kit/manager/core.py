@@ -184,18 +184,24 @@ class ModelManager(Views):
             BudgetExceeded: the pinned models don't fit the budget together. And those of `acquire`.
         """
         pinned: list[Hashable] = []
+        entries: list[Entry] = []
         try:
             for name in names:
                 with self.acquire(name, timeout), self._changed:
                     entry = self._entry(name)
                     if not entry.pinned:
                         pinned.append(name)
+                        entries.append(entry)
+                        entry.pinning = True
                     entry.pinned = True
                     self._room.check_fits(entry)
                     entry.closing = False  # whoever wanted it to go has to look for another
         except BaseException:
             self.unpin(pinned)
             raise
+        finally:
+            for entry in entries:
+                entry.pinning = False
 
     def unpin(self, names: Iterable[Hashable]) -> None:
         """Let pinned models be evicted again."""

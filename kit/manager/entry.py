@@ -32,6 +32,7 @@ class Entry:
         alone: its load was started without knowing its size, so no other may run beside it.
         load_s: seconds of the last load; move_s: of the last move from the host tier to the device.
         leases: users at this moment.
+        pinning: the call that pins it has yet to see whether all that it was given fits.
         leaving: its memory is being given back; the bytes count until that is done.
         closing: takes no new leases, so that it becomes idle and can go.
         gap_s: seconds between uses since it was loaded, smoothed; None before the second.
@@ -58,6 +59,7 @@ class Entry:
     loaded_at: float = 0.0
     gap_s: float | None = None
     pinned: bool = False
+    pinning: bool = False
     leaving: bool = False
     closing: bool = False
     retired: bool = False

@@ -122,11 +122,13 @@ class Room:
         if need + pinned <= self.budget:
             return
         more = f", and {format_bytes(need)} while it is loaded" if need > entry.size_bytes else ""
-        beside = f" and {format_bytes(pinned)} of it are pinned" if pinned else ""
+        asked = sum(other.held_bytes for other in self.present if other.pinning and other is not entry)
+        beside = f" and {format_bytes(pinned - asked)} of it are pinned" if pinned > asked else ""
+        beside += f", and {format_bytes(asked)} are to be pinned with it" if asked else ""
         raise errors.BudgetExceeded(
             f"the model of {entry.name!r} takes {format_bytes(entry.size_bytes)} ({entry.size_bytes:,} bytes){more}, "
             f"the memory budget is {format_bytes(self.budget)} ({self.budget:,} bytes){beside}. Raise memory_budget, "
-            f"{'unpin a model, ' if pinned else ''}or take a smaller model."
+            f"{'unpin a model, ' if pinned > asked else 'pin less, ' if asked else ''}or take a smaller model."
         )
 
     def refusals(self, entries: Iterable[Entry]) -> dict[Hashable, str]:
