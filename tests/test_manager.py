@@ -396,7 +396,7 @@ def test_a_pinned_model_stays() -> None:
 def test_of_several_models_all_are_pinned_or_none() -> None:
     manager = Shelf({"a": 40, "b": 40, "c": 40}).manager(100)
     manager.pin("a")
-    with pytest.raises(errors.BudgetExceeded, match="80 B of it are pinned"):
+    with pytest.raises(errors.BudgetExceeded, match="40 B of it are pinned, and 40 B are to be pinned with it"):
         manager.pin("abc")
     assert {row["name"]: row["pinned"] for row in manager.rows()} == {"a": True, "b": False, "c": False}
     manager.pin("c")
