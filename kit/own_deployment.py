@@ -118,9 +118,9 @@ class OwnDeployment(Deployment):
             engine.switch(engine.settings, handler, event="update")
 
     def _update_handler(self, handler: Any) -> None:
-        self.replace_handler(handler, {})
+        self._replace_handler(handler, {})
 
-    def replace_handler(self, handler: Any, changes: Mapping[str, Any], sample: Sequence[Any] = ()) -> None:
+    def _replace_handler(self, handler: Any, changes: Mapping[str, Any], sample: Sequence[Any] = ()) -> None:
         """`update_model` to a handler together with `switch`; None among the `changes` leaves a setting as it is."""
         engine = self._engine
         engine.raise_if_closed()

@@ -101,7 +101,7 @@ class Served:
         self.replacement = withdrawal.Replacement(session, handler, deployment._engine)
         try:
             self._make_room_for(handler)
-            deployment.replace_handler(handler, sent["settings"], sent["sample"])
+            deployment._replace_handler(handler, sent["settings"], sent["sample"])
             self.replacement.outcome = hello.REPLACED
         finally:
             self.replacement = None

@@ -30,6 +30,7 @@ class Place:
         resident: what is loaded, None when nothing is; loading_at: the process that loads it just now.
         filling: its segment is being filled, in mode shared.
         killed: the process that was to load it has just been killed on purpose.
+        beside: others were being loaded in the process that died at its last load, and may be why.
         size_bytes: of the last load.
         fixed: the process where it has to be, None for any.
     """
@@ -44,7 +45,7 @@ class Place:
         self.fixed = fixed
         self.resident: Resident | None = None
         self.loading_at: Process | None = None
-        self.filling = self.killed = False
+        self.filling = self.killed = self.beside = False
         self.size_bytes: int | None = None
 
     def __repr__(self) -> str:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from kit.engine.model_places import ModelPlaces
     from kit.engine.process import Process
 
-#: A load whose process dies is tried in another one, this many times in all.
-TRIES = 3
+#: A load whose process dies is tried in another one, until it has so much blame: as much as three deaths give where
+#: nothing else was being loaded in the process, or nine where the other one may be why.
+MOST_BLAME, ALONE, BESIDE = 9, 3, 1
 
 
 class ModelLoads:
@@ -33,7 +34,6 @@ class ModelLoads:
         self._places = places
         self._sizes: dict[KeyModel, int] = {}  # as measured at the last load
         self._homes_changed = threading.Condition()
-        self._one_by_one = threading.Lock()
 
     def homes_changed(self) -> None:
         """Look again for homes: a process is ready, or another topology serves, or none any more."""
@@ -60,15 +60,15 @@ class ModelLoads:
         return answer
 
     def load(self, place: Place) -> Loaded:
-        tries = 0
-        while tries < TRIES:
+        blame = deaths = 0
+        while blame < MOST_BLAME:
             began = time.monotonic()
             try:
-                # What was being loaded when a process died is tried one by one: the other one may be why.
-                with self._one_by_one if tries else contextlib.nullcontext():
-                    resident = self._bring(place)
+                resident = self._bring(place)
             except errors.WorkerDied:
-                tries += not place.killed
+                deaths += not place.killed
+                if not place.killed:
+                    blame += BESIDE if place.beside else ALONE
                 place.killed = False
                 continue
             except errors.KitError as error:
@@ -83,9 +83,7 @@ class ModelLoads:
             return Loaded(
                 resident, resident.load_s or time.monotonic() - began, resident.size_bytes, resident.mapped, 0
             )
-        words = (
-            f"the process that loaded it died, {TRIES} times in a row. See deployment.logs(); does its load_model need "
-        )
+        words = f"the process that loaded it died, {deaths} times in a row. See deployment.logs(); does its load_model need "
         raise self._failed(place, errors.ModelLoadFailed(f"{words}more memory than there is?"))
 
     def _failed(self, place: Place, error: errors.KitError) -> errors.KitError:
@@ -113,13 +111,13 @@ class ModelLoads:
         home = self._home_for(place)
         place.loading_at = home
         spec = self._places.specs.loaded(place.spec)
-        home.loads += 1
+        self._count(home, 1)
         try:
             answer = home.ask(LOAD_MODEL, spec).result()
-            home.loads -= 1
+            self._count(home, -1)
         except errors.WorkerDied:
             home.exited.wait(STOP_TIMEOUT_S)  # or it would be chosen again
-            place.killed = home.expected_death
+            place.killed, place.beside = home.expected_death, home.loads > 1
             raise
         finally:
             place.loading_at = None
@@ -130,9 +128,14 @@ class ModelLoads:
         self.settle(resident)
         if not home.alive:  # its end may have been noted before it was in the books
             place.resident = None
-            place.killed = home.expected_death
+            place.killed, place.beside = home.expected_death, True
             raise errors.WorkerDied(f"{home.name} died.")
         return resident
+
+    def _count(self, home: Process, change: int) -> None:
+        """Count the loads of a process; those under way when it dies stay."""
+        with self._homes_changed:
+            home.loads += change
 
     def settle(self, resident: Resident) -> None:
         """Enter a loaded model in the books."""
