@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 #: A load whose process dies is tried in another one, until it has so much blame: as much as three deaths give where
 #: nothing else was being loaded in the process, or nine where the other one may be why.
 MOST_BLAME, ALONE, BESIDE = 9, 3, 1
+#: Such tries go one by one, so that the one to blame is found; a slow one is waited for so long, seconds.
+APART_S = 2.0
 
 
 class ModelLoads:
@@ -34,6 +37,7 @@ class ModelLoads:
         self._places = places
         self._sizes: dict[KeyModel, int] = {}  # as measured at the last load
         self._homes_changed = threading.Condition()
+        self._one_by_one = threading.Lock()
 
     def homes_changed(self) -> None:
         """Look again for homes: a process is ready, or another topology serves, or none any more."""
@@ -64,7 +68,8 @@ class ModelLoads:
         while blame < MOST_BLAME:
             began = time.monotonic()
             try:
-                resident = self._bring(place)
+                with self._apart() if deaths else contextlib.nullcontext():
+                    resident = self._bring(place)
             except errors.WorkerDied:
                 deaths += not place.killed
                 if not place.killed:
@@ -83,8 +88,18 @@ class ModelLoads:
             return Loaded(
                 resident, resident.load_s or time.monotonic() - began, resident.size_bytes, resident.mapped, 0
             )
-        words = f"the process that loaded it died, {deaths} times in a row. See deployment.logs(); does its load_model need "
-        raise self._failed(place, errors.ModelLoadFailed(f"{words}more memory than there is?"))
+        words = f"the process that loaded it died, {deaths} times in a row. See deployment.logs(); "
+        words += "does its load_model need more memory than there is?"
+        raise self._failed(place, errors.ModelLoadFailed(words))
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        alone = self._one_by_one.acquire(timeout=APART_S)
+        try:
+            yield
+        finally:
+            if alone:
+                self._one_by_one.release()
 
     def _failed(self, place: Place, error: errors.KitError) -> errors.KitError:
         """The error of a load with the key that it was for, noted in the history."""

@@ -185,3 +185,24 @@ def test_a_saved_notebook_without_a_kernel_shows_the_static_twin(opened: Opened)
     assert saved.stat().st_size < 300_000
     page.shot("panel-static-twin")
     assert len(page.server.kernels()) == 1, "the one of the first page only"
+
+
+@pytest.mark.timeout(300)
+def test_a_panel_that_was_closed_says_why_beside_one_that_lives(opened: Opened) -> None:
+    page = opened(height=2800)
+    small(page.server.work)
+    page.open("small.ipynb")
+    page.run_all()
+    Panel(page, 0).wait_for_mode("default")
+    handler = "kit.ModelHandler.from_callable(lambda: 2, lambda batch, model: batch)"
+    page.add_and_run(f"other = kit.deploy({handler}, processes=1)\nServingPanel(other)")
+    expect(page.locate(".kit-panel")).to_have_count(2, timeout=SWITCH_S * 1000)
+    page.add_and_run("deployment.close()")
+    page.show_cell(0)
+    expect(page.locate(".kit-panel")).to_have_count(1, timeout=SWITCH_S * 1000)
+    twins = page.locate(".kit-twin")
+    expect(twins.first).to_be_visible(timeout=SWITCH_S * 1000)
+    expect(twins.first).to_contain_text("the deployment is closed")
+    assert not twins.nth(1).is_visible()
+    page.shot("panel-closed-beside")
+    assert page.errors == []
