@@ -198,7 +198,7 @@ def test_one_handler_for_all_keys(handler: Any) -> None:
 
 def test_an_example_without_a_key_is_named() -> None:
     mappings = [base.KeyModelMapping([0], theirs.AddsOne())]
-    with pytest.raises(Exception, match=r"example 0, 1 \(a int\), has no key"):
+    with pytest.raises(Exception, match=r"example 0, 1 \(int\), has no key"):
         check([1, 3], ours(base.KeyedModelHandler(mappings)), [])
 
 

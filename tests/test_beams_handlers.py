@@ -122,7 +122,7 @@ def test_one_handler_for_all_keys(inner: Any) -> None:
     with kit.deploy(base.MaybeKeyedModelHandler(inner), processes=1) as deployment:
         assert [p.inference for p in deployment.predict([1, 3])] == [2, 4]
         assert [(key, p.inference) for key, p in deployment.predict(pairs)] == [(key, n + 1) for key, n in pairs]
-        with pytest.raises(kit.errors.InferenceFailed):
+        with pytest.raises(kit.errors.UnsupportedInput, match=r"example 0, 1 \(int\), has no key"):
             deployment.predict(mixed)
 
 
