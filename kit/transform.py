@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kit import batching, inputs, local
+from kit.bar import RightOfTheBar
 from kit.checks import check_handler, check_mapping, check_platform, check_positive
 from kit.deploying import deploy
 from kit.deployment import Deployment
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class RunInference:
+class RunInference(RightOfTheBar):
     """Run a model on examples: ``predictions = examples | RunInference(handler)``.
 
     Args:
@@ -40,18 +41,6 @@ class RunInference:
         InvalidSetting: not a handler. UnsupportedInput: on a bare string, dict, set or PCollection.
         InferenceFailed and other errors of `kit.errors`: from the model, unless `with_exception_handling`.
     """
-
-    # numpy, torch and pandas must not broadcast | over this object, but leave it to __ror__.
-    __array_ufunc__ = None
-    __pandas_priority__ = 1_000_000
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if len(args) == 2 and isinstance(args[1], RunInference):
-            return args[1](args[0])
-        return NotImplemented
 
     def __init__(self, model_handler: Any, inference_args: Mapping[str, Any] | None = None) -> None:
         check_platform()

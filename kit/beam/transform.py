@@ -10,6 +10,7 @@ from apache_beam.ml.inference.base import RunInferenceDLQ
 from apache_beam.transforms.window import FixedWindows, GlobalWindows
 
 from kit import errors
+from kit.bar import RightOfTheBar
 from kit.beam import arguments
 from kit.beam.core_handler import core_of, counts_bytes, gives_results, groups_of, largest_batch
 from kit.beam.dofn import BAD, ServeDoFn, ServeInWindows
@@ -23,7 +24,7 @@ from kit.option_names import names_checked
 from kit.settings import Settings, given
 
 
-class RunInference(beam.PTransform):
+class RunInference(RightOfTheBar, beam.PTransform):
     """Run a model on the elements of a pipeline, as Beam's transform of this name, served by the kit.
 
     Args:
@@ -48,18 +49,6 @@ class RunInference(beam.PTransform):
     timestamps of elements are kept. Metrics of batches are of those that were computed, timed where the model is; a
     batch of several workers' elements is reported by each of them: its own elements, and the seconds of the whole.
     """
-
-    # numpy, torch and pandas must not broadcast | over this object, but leave it to __ror__.
-    __array_ufunc__ = None
-    __pandas_priority__ = 1_000_000
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if len(args) == 2 and isinstance(args[1], RunInference):
-            return args[1].__ror__(args[0])
-        return NotImplemented
 
     @names_checked
     def __init__(
