@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,32 @@ def test_models_of_a_process_that_was_killed_are_loaded_again(mode: str) -> None
             assert (deployment.models().state == "resident").all()
             assert deployment.models().resident_bytes.sum() <= 8_000_000
         assert wrong == []
+
+
+@pytest.mark.parametrize("load", ["preload", "pin"])
+@pytest.mark.parametrize("mode", ["default", "large"])
+def test_what_is_asked_for_before_a_death_is_in_the_books_is_loaded_all_the_same(
+    mode: str, load: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = KeyedModelHandler([KeyModelMapping([key], Times(key)) for key in range(4)])
+    with kit.deploy(handler, mode=mode, processes=2).preload(range(4)) as deployment:
+        places, noted = deployment._engine.places, threading.Event()
+        lost = places.lost
+
+        def late(process: Any) -> None:
+            time.sleep(0.5)
+            lost(process)
+            noted.set()
+
+        monkeypatch.setattr(places, "lost", late)
+        pid = deployment.kill("host" if deployment.settings.remote else "worker", 0)
+        while pid in set(deployment.stats().pid):
+            time.sleep(0.01)
+        getattr(deployment, load)(range(4), timeout=60)
+        assert noted.wait(60)
+        models = deployment.models()
+        assert (models.state == "resident").all()
+        assert models.pinned.all() == (load == "pin")
 
 
 @pytest.mark.parametrize("mode", ["default", "large", "shared"])

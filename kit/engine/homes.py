@@ -110,6 +110,11 @@ class Resident:
         self.at = time.monotonic()
 
     @property
+    def there(self) -> bool:
+        """False once its last process has died, which may not be in the books yet."""
+        return self.fd >= 0 or any(home.alive for home in self.homes)
+
+    @property
     def where(self) -> str:
         """Its processes in words."""
         if self.fd >= 0:

@@ -28,8 +28,25 @@ class Pins:
     def pin(self, routes: Iterable[Route], timeout: float | None) -> None:
         """Load models and never evict them; see `ModelManager.pin`."""
         found = list(routes)
-        self._places.manager.pin([self._places.place(route) for route in found], timeout)
-        self._routes.update({route.model: route for route in found})
+        added = [route for route in found if route.model not in self._routes]
+        # First, so that one whose process dies meanwhile is loaded again.
+        self._routes.update({route.model: route for route in added})
+        try:
+            self._pin_where_served(found, timeout)
+            self._places.preload(found, timeout)
+        except BaseException:
+            self.unpin(added)
+            raise
+
+    def _pin_where_served(self, routes: list[Route], timeout: float | None) -> None:
+        places = self._places
+        while True:
+            topology = places.topology
+            try:
+                return places.manager.pin([places.place(route) for route in routes], timeout)
+            except errors.KitError:
+                if topology is places.topology or places.engine.dispatcher.closed:
+                    raise
 
     def unpin(self, routes: Iterable[Route]) -> None:
         """Let pinned models be evicted again."""

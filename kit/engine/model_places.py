@@ -112,20 +112,21 @@ class ModelPlaces:
         assert keyed is not None
         return keyed
 
-    def lease(self, route: Route) -> Any:
-        """A lease of a model, loaded first where it isn't."""
+    def lease(self, route: Route, timeout: float | None = None) -> Any:
+        """A lease of a model, loaded first where it isn't; `timeout` and errors are those of `ModelManager.acquire`."""
         while True:
             place = self.place(route)
             self.copies.make_room(place)
             try:
                 if route.model in self.pins:
-                    self.manager.pin([place])
-                lease = self.manager.acquire(place)
+                    self.manager.pin([place], timeout)
+                lease = self.manager.acquire(place, timeout)
             except errors.KitError:
                 if place.topology is self.topology or self.engine.dispatcher.closed:
                     raise
                 continue  # another topology serves now
-            if place in self._places.get(route.model, ()) and place.resident is lease.model:
+            resident = lease.model
+            if place in self._places.get(route.model, ()) and place.resident is resident and resident.there:
                 return lease
             # Its process has died meanwhile, or its topology was replaced.
             lease.release()
@@ -228,7 +229,8 @@ class ModelPlaces:
 
     def preload(self, routes: Iterable[Route], timeout: float | None = None) -> None:
         """Load models now; see `ModelManager.preload`."""
-        self.manager.preload([self.place(route) for route in routes], timeout)
+        for route in routes:
+            self.lease(route, timeout).release()
 
     def pin(self, routes: Iterable[Route], timeout: float | None = None) -> None:
         """Load models and never evict them; see `ModelManager.pin`."""
