@@ -125,8 +125,7 @@ class ModelPlaces:
                 if place.topology is self.topology or self.engine.dispatcher.closed:
                     raise
                 continue  # another topology serves now
-            resident = lease.model
-            if place in self._places.get(route.model, ()) and place.resident is resident and resident.there:
+            if place in self._places.get(route.model, ()) and place.resident is lease.model and lease.model.there:
                 return lease
             # Its process has died meanwhile, or its topology was replaced.
             lease.release()
