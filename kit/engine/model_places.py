@@ -125,7 +125,9 @@ class ModelPlaces:
                 if place.topology is self.topology or self.engine.dispatcher.closed:
                     raise
                 continue  # another topology serves now
-            if place in self._places.get(route.model, ()) and place.resident is lease.model and lease.model.there:
+            resident = place.resident
+            known = place in self._places.get(route.model, ())
+            if known and resident is not None and resident is lease.model and resident.there:
                 return lease
             # Its process has died meanwhile, or its topology was replaced.
             lease.release()
