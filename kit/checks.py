@@ -74,14 +74,25 @@ def _check_signatures(handler: Any, where: str) -> None:
             ) from None
 
 
-def check_takes_paths(handler: Any, path: Any) -> None:
-    """Raise InvalidSetting when the handler has no ``update_model_path`` of its own: nothing would change."""
+def takes_paths(handler: Any) -> bool:
+    """Whether the handler has an ``update_model_path`` of its own: without, nothing would change."""
     # Beam's wrappers have one of theirs, which asks the handler within.
-    if type(handler).update_model_path.__qualname__ == "ModelHandler.update_model_path":
+    return bool(type(handler).update_model_path.__qualname__ != "ModelHandler.update_model_path")
+
+
+def check_takes_paths(type_name: str, takes: bool, path: Any) -> None:
+    """Raise InvalidSetting for a path to a model whose handler takes none."""
+    if not takes:
         raise errors.InvalidSetting(
-            f"update_model({str(path)!r}): {type(handler).__name__} has no update_model_path(self, model_path=None), "
+            f"update_model({str(path)!r}): {type_name} has no update_model_path(self, model_path=None), "
             "so its model doesn't come from a path. Write one, or give a new handler."
         )
+
+
+def check_lines(lines: Any) -> None:
+    """Raise InvalidSetting unless `lines` is None or a number of lines."""
+    if lines is not None and (isinstance(lines, bool) or not isinstance(lines, int) or lines < 0):
+        raise errors.InvalidSetting(f"lines={lines!r}: give a whole number of at least 0, or None for all.")
 
 
 def list_of_predictions(handler: Any, returned: Any) -> list[Any]:

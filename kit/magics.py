@@ -117,8 +117,10 @@ class KitMagics(Magics):
         wanted = self._parse("switch", line)
         words = list(wanted.words)
         settings = settings_of(wanted)
-        mode = words.pop(0) if words and (words[0] in MODES or len(words) > 1) else None
-        if mode is None and words and all(value is None for value in settings.values()):
+        mode = next((word for word in words if word in MODES), None)
+        if mode is not None:
+            words.remove(mode)
+        if words and (len(words) > 1 or all(value is None for value in (mode, *settings.values()))):
             raise UsageError(f"%switch: {words[0]!r} is no mode; give one of {', '.join(MODES)}")
         if len(words) > 1 or (mode is None and all(value is None for value in settings.values())):
             raise UsageError(f"%switch: give a mode ({', '.join(MODES)}) and at most one name; see %switch --help")
@@ -186,6 +188,8 @@ class KitMagics(Magics):
     @plainly
     def infer(self, line: str, cell: str = "") -> pd.DataFrame | None:
         """Predictions for the examples that the body gives: %%infer [NAME] [--lines] [--into VAR]"""
+        if not cell and not {"-h", "--help"} & set(line.split()):
+            raise UsageError("%infer: begin the cell with %%infer, and give the examples in the lines below it")
         wanted = self._parse("infer", line)
         if wanted.into is not None and (not wanted.into.isidentifier() or keyword.iskeyword(wanted.into)):
             raise UsageError(f"%%infer: --into {wanted.into!r} is no name of a variable")

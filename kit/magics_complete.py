@@ -57,9 +57,10 @@ def matches(shell: Any, parser: Parser, magic: str, rest: str, here: str) -> lis
             return names()
         # On the line of a magic IPython itself completes attributes only.
         return list(shell.Completer.global_matches(here)) if here and "." not in here else []
-    positional = [word for word in before if not word.startswith("-")]
-    if magic == "switch" and not positional:
-        return list(MODES)
+    if before and before[-1] in options_of(parser) and before[-1] not in ("--lines", "--replace", "--allow-pickle"):
+        return []  # its value
+    if magic == "switch":
+        return [*(() if any(word in MODES for word in before) else MODES), *names()]
     return names()
 
 

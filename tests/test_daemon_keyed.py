@@ -189,6 +189,8 @@ WRONG = {
     "batching that isn't by name": lambda d: d.switch(batching="large"),
     "settings that can't be": lambda d: d.settings_for(processes=0),
     "no such process": lambda d: d.kill("host"),
+    "lines in words": lambda d: d.logs("a"),
+    "less than no lines": lambda d: d.logs(-1),
     "a path for all keys": lambda d: d.update_model("some/path"),
     "one model for models by key": lambda d: d.update_model(Doubling()),
     "a class": lambda d: d.update_model(Doubling),
@@ -228,6 +230,8 @@ def test_one_model_has_no_keys_there_either(runtime: Path) -> None:
     with kit.deploy(Doubling(), name="one", processes=1) as deployment:
         with pytest.raises(errors.InvalidSetting, match="Doubling has one model"):
             deployment.preload(["a"])
+        with pytest.raises(errors.InvalidSetting, match="Doubling has no update_model_path"):
+            deployment.watch("models/*.pt")
         with pytest.raises(errors.InvalidSetting, match="aren't listed in mappings"):
             deployment.update_models([KeyModelPathMapping(["a"], "b")])
         with pytest.raises(errors.InvalidSetting, match="can't take the place"):

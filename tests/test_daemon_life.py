@@ -464,9 +464,16 @@ def test_of_two_daemons_the_one_whose_folder_was_removed_ends(runtime: Path) -> 
     client.stop("double")
 
 
-def test_a_folder_in_the_place_of_the_socket_is_told(runtime: Path) -> None:
-    (runtime / paths.SOCKET).mkdir()
-    with pytest.raises(errors.DaemonUnavailable, match=r"daemon\.sock is a folder, .*: remove it, or name another"):
+def test_a_runtime_folder_that_each_notebook_finds_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(paths.VARIABLE, "run/kit")
+    with pytest.raises(errors.DaemonUnavailable, match=r"KIT_RUNTIME_DIR='run/kit' .*: give a full path"):
         kit.deploy(Doubling(), name="double", processes=1)
-    (runtime / paths.SOCKET).rmdir()
+
+
+@pytest.mark.parametrize("name", [paths.SOCKET, paths.LOCK, paths.LOG])
+def test_a_folder_in_the_place_of_a_file_is_told(runtime: Path, name: str) -> None:
+    (runtime / name).mkdir()
+    with pytest.raises(errors.DaemonUnavailable, match=rf"{name} is a folder, .*: remove it, or name another"):
+        kit.deploy(Doubling(), name="double", processes=1)
+    (runtime / name).rmdir()
     assert kit.deploy(Doubling(), name="double", processes=1).predict([1])[0].inference == 2

@@ -105,7 +105,7 @@ def test_serve_infer_switch_and_unserve(shell: InteractiveShell, capsys: pytest.
     line(shell, "%switch large")
     assert "default → large" in capsys.readouterr().out
     line(shell, "%switch --processes 2")
-    line(shell, "%switch medium times --copies 3")
+    line(shell, "%switch times medium --copies 3")
     settings = deployment.settings
     assert (settings.mode, settings.processes, settings.model_copies) == ("medium", 2, 3)
     assert list(line(shell, "%models")["state"]) == ["resident"]
@@ -204,6 +204,8 @@ def test_infer_shows_its_help_with_and_without_a_body(
     for cell in ("%infer --help", "%%infer --help", "%%infer -h\n\n", "%%infer --help\n[1]"):
         assert shell.run_cell(cell).success, cell
         assert capsys.readouterr().out.count("--into") == 2, cell
+    found = shell.run_cell("%infer times [('a', 1)]")
+    assert "begin the cell with %%infer" in str(found.error_in_exec)
     found = shell.run_cell("%%infer nobody")
     assert "no deployment is named 'nobody'" in str(found.error_in_exec)
     assert shell.transform_cell("%%infer").count("\n") == 1
@@ -250,12 +252,13 @@ def test_argument_errors_are_one_line(shell: InteractiveShell, text: str, words:
 def test_errors_of_the_cell_itself_are_told(shell: InteractiveShell) -> None:
     line(shell, "%serve Times({'a': 3}) --name times --processes 1")
     for cell in (
-        lambda: line(shell, "%infer times"),
         lambda: shell.run_cell_magic("infer", "", " \n"),
         lambda: shell.run_cell_magic("infer", "--lines", " \n\n"),
     ):
         with pytest.raises(UsageError, match="empty"):
             cell()
+    with pytest.raises(UsageError, match="begin the cell with %%infer"):
+        line(shell, "%infer times")
     with pytest.raises(UsageError, match="no name of a variable"):
         shell.run_cell_magic("infer", "--into 3x", "[1]")
     with pytest.raises(UsageError, match="no name of a variable"):
@@ -435,6 +438,9 @@ def test_names_modes_and_options_are_completed(shell: InteractiveShell) -> None:
 
     assert set(complete("%switch ")) >= {"default", "medium", "large", "shared"}
     assert complete("%switch sh") == ["shared"]
+    assert complete("%switch t") == ["times"]
+    assert "large" in complete("%switch times l")
+    assert "times" not in complete("%switch large --processes t")
     assert "times" in complete("%switch large ")
     assert complete("%stats t") == ["times"]
     assert complete("%unserve t") == ["times"]
@@ -495,7 +501,12 @@ def test_everything_works_from_a_terminal(runtime: Path) -> None:
         assert found[1].split()[:4] == ["noisy", "serving", "CallableModelHandler", "default"]
         assert "hello from load" in run("logs", "noisy").stdout
         assert run("logs", "noisy", "-n", "0").stdout.strip() == ""
-        assert "noisy" in run("top", "-n", "1").stdout
+        figures: list[str] = []
+        while len(figures) < 2:  # of a second in which it has answered
+            deployment.predict([1])
+            header, row = run("top", "-n", "1").stdout.splitlines()
+            figures = re.findall(r"[\d.]+ ms", row)
+        assert header.split()[:7] == ["name", "mode", "kernels", "elements/s", "queued", "p50", "p99"]
         failed = run("stop", "other")
         assert failed.returncode == 1
         assert "'noisy'" in failed.stderr

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from kit import batching
+from kit.checks import takes_paths
 from kit.key_mappings import KeyModelPathMapping
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def describe(handler: Any) -> dict[str, Any]:
         "by_key": getattr(handler, "routes", None) is not None,
         "shares": handler.share_model_across_processes(),
         "copies": handler.model_copies(),
+        "takes_paths": takes_paths(handler),
     }
 
 

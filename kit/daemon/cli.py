@@ -90,8 +90,8 @@ def _figures(name: str) -> dict[str, Any]:
         "mode": status["settings"]["mode"],
         "elements/s": f"{last.get('elements_per_s', 0.0):,.0f}",
         "queued": last.get("queued", 0),
-        "p50": _milliseconds(last.get("p50_total_s")),
-        "p99": _milliseconds(last.get("p99_total_s")),
+        "p50": _milliseconds(last.get("p50_s")),
+        "p99": _milliseconds(last.get("p99_s")),
         "memory (PSS)": format_bytes(last.get("pss_bytes", 0)),
     }
 

@@ -61,7 +61,11 @@ def runtime_folder() -> Path:
     given = os.environ.get(VARIABLE)
     session = os.environ.get("XDG_RUNTIME_DIR")
     if given:
-        folder = Path(given).absolute()
+        folder = Path(given)
+        if not folder.is_absolute():  # each notebook would have a daemon of its own
+            raise DaemonUnavailable(
+                f"{VARIABLE}={given!r} would be another folder for each notebook: give a full path."
+            )
     elif session and os.path.isdir(session) and os.access(session, os.W_OK):
         folder = Path(session) / "serving-kit"
     else:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
-from kit.checks import check_function, check_positive, check_request
+from kit.checks import check_function, check_lines, check_positive, check_request
 from kit.daemon import hello, spawn
 from kit.daemon.connection import Connection
 from kit.daemon.direct import Ended
@@ -173,6 +173,7 @@ class RemoteDeployment(Deployment):
         return pd.DataFrame(self._connection.call("clients"))
 
     def logs(self, lines: int | None = None) -> str:
+        check_lines(lines)
         return str(self._connection.call("logs", lines=lines))
 
     def snapshot(self, seconds: float = 120.0) -> Snapshot:

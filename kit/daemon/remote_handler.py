@@ -16,6 +16,7 @@ class RemoteHandler:
         type_name: name of the handler's class.
         model_id: path or name of its model, if it has one.
         by_key: whether it has models by key.
+        takes_paths: whether `Deployment.update_model` can give it a path.
     """
 
     def __init__(self, about: Mapping[str, Any], connection: Connection) -> None:
@@ -27,6 +28,7 @@ class RemoteHandler:
         self.type_name: str = about["type"]
         self.model_id: str | None = about["model_id"]
         self.by_key = bool(about["by_key"])
+        self.takes_paths = bool(about["takes_paths"])
         self._options = dict(about["options"])
         self._shares = bool(about["shares"])
         self._copies = int(about["copies"])

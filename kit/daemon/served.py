@@ -87,9 +87,9 @@ class Served:
             if said["digest"] != self.digest:
                 deployment = self.serving()
                 raise errors.NameTaken(
-                    f"{self.name!r} serves another handler, {type(deployment.handler).__name__}. To replace it live, "
-                    "without a failed request, add --replace to %serve, or replace=True to kit.deploy; or choose "
-                    "another name."
+                    f"{self.name!r} serves another handler, {type(deployment.handler).__name__}: its class, code or "
+                    "arguments aren't those of this one. To replace it live, without a failed request, add --replace "
+                    "to %serve, or replace=True to kit.deploy; or choose another name."
                 )
             return hello.ATTACHED
 

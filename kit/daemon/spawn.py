@@ -139,11 +139,12 @@ def _start_daemon(folder: Path) -> None:
 
 
 def _launch(folder: Path) -> None:
-    if (folder / paths.SOCKET).is_dir():
-        raise errors.DaemonUnavailable(
-            f"{folder / paths.SOCKET} is a folder, in the way of the daemon's socket: remove it, or name another "
-            f"runtime folder in {paths.VARIABLE}."
-        )
+    for name in (paths.SOCKET, paths.LOCK, paths.LOG):
+        if (folder / name).is_dir():
+            raise errors.DaemonUnavailable(
+                f"{folder / name} is a folder, in the way of the daemon's file: remove it, or name another "
+                f"runtime folder in {paths.VARIABLE}."
+            )
     ready, theirs = os.pipe()
     path = [entry if entry else os.getcwd() for entry in sys.path]
     code = _BOOTSTRAP.format(path=path, folder=str(folder), ready=theirs)
