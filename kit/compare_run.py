@@ -256,11 +256,8 @@ class _Deployed:
             self._deployment.predict(self._examples[position : position + count])
             position = position + count if position + count < len(self._examples) else 0
             count *= 2
-        # Once a repeat, between the measurements: it reads memory, which takes time.
-        stats = self._deployment.stats()
-        self._pids = [int(pid) for pid in stats["pid"]]
-        held = self._deployment._watch.memory()
-        self.weights_bytes = held["weights_private_bytes"] + held["weights_shared_bytes"]
+        self._pids = [int(pid) for pid in self._deployment.stats()["pid"]]
+        self.weights_bytes = self._deployment._watch.weights_bytes()
 
     def throughput(self, seconds: float) -> float:
         began, passes = time.perf_counter(), 0

@@ -38,6 +38,15 @@ def weights_of(report: Report) -> tuple[int, int]:
     return max(0, int(report.get("weights_bytes", 0)) - in_files), mapped
 
 
+def weights_together(reports: Iterable[Report]) -> int:
+    """Bytes of the weights that processes have loaded, on GPUs too; what they map from one file counts once."""
+    private, files = 0, Counter[File]()
+    for report in reports:
+        private += weights_of(report)[0]
+        files |= Counter(mapped_files(report))  # the most that any has
+    return private + files.total()
+
+
 def written_to(report: Report, written: int) -> Report:
     """The report of a process that has written to `written` bytes of weights that it maps: these are its own now."""
     if not written:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from kit.engine import board as fields
-from kit.engine.memory_roles import FileUse, Report, by_role, weights_of, written_to
+from kit.engine.memory_roles import FileUse, Report, by_role, weights_of, weights_together, written_to
 from kit.engine.outsiders import Outsiders
 from kit.engine.weights import SEGMENT_NAME
 from kit.mapped_files import File
@@ -132,6 +132,10 @@ class Watch:
         found = by_role(read, None if forkserver is None else forkserver.memory, uses)
         on_gpu = [sample.gpu_bytes for sample in samples.values() if sample.gpu_bytes is not None]
         return {**({"gpu_bytes": sum(on_gpu)} if on_gpu else {}), **found}
+
+    def weights_bytes(self) -> int:
+        """Bytes of all copies of the model together, as they were loaded; see `weights_together`."""
+        return weights_together(self._report(process) for process in list(self._engine.topology.processes))
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a process, for `stats`."""
