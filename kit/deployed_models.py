@@ -51,9 +51,9 @@ class DeployedModels(ABC):
 
         Of models by key, the worth most first, also those that nobody has asked for yet: the columns of
         ``RunInference(handler).models()``, that is keys, state ("loading", "resident", "failed", "evicted"),
-        size_bytes (of one copy), hits and requests (in chunks of examples), loads, evictions, load_s,
-        load_total_s, idle_s, score, in_use, pinned, error; and resident_bytes (of all its copies), copies, where,
-        loading_at (where a copy is being loaded). What is counted and timed begins anew with the processes: at a
+        size_bytes (of one copy), requests (in chunks of examples), hits (those that found it loaded), loads, evictions,
+        load_s, load_total_s, idle_s, score, in_use, pinned, error; and resident_bytes (of all its copies), copies,
+        where, loading_at (where a copy is being loaded). What is counted and timed begins anew with the processes: at a
         switch for all models, at the death of a process for those that it had; `history` has all loads and evictions.
         """
         import pandas as pd

@@ -286,6 +286,17 @@ def test_a_model_in_great_demand_is_copied_to_an_idle_process_as_long_as_there_i
         assert row_of(deployment, "a").copies == 1
 
 
+@pytest.mark.parametrize("mode", ["default", "large"])
+def test_who_waited_for_a_load_has_not_found_the_model_loaded(mode: str) -> None:
+    with kit.deploy(keyed(a=Times(2), b=Times(3)), mode=mode, processes=1, memory_budget="1.5MB") as deployment:
+        for number in range(3):
+            deployment.predict([("a", number)])  # for which the other goes
+            assert deployment.predict([("b", number)])[0][1].inference == 3.0 * number
+        assert (row_of(deployment, "b").requests, row_of(deployment, "b").hits) == (3, 0)
+        deployment.predict([("b", 1)])
+        assert (row_of(deployment, "b").requests, row_of(deployment, "b").hits) == (4, 1)
+
+
 def test_an_example_that_kills_fails_alone() -> None:
     with kit.deploy(keyed(a=Deadly(2), b=Times(3)), processes=2, memory_budget="3MB") as deployment:
         examples = [("a", number) for number in range(10, 16)] + [("b", 1)]

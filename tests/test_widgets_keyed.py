@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import kit
+from kit.history import Event
 from kit.settings import Settings
 from tests.models import Doubling
 from tests.test_widgets_pictures import row as process
@@ -279,6 +280,45 @@ def test_a_load_under_way_has_a_mark_and_a_band_that_grows(snapshot):  # noqa: F
     found = replace(keyed(snapshot, [loading]), rows=rows, events=log.loads([loading, model("tweets")]))
     [mark] = marks_of(found)
     assert (mark.label, mark.time, mark.band) == ("load films", 1050, (1050, 1059))
+
+
+def test_events_tell_when_models_came_and_went_between_two_looks():
+    def told(at, kind, key, seconds=0.0):
+        return Event(at, kind, "", seconds=seconds, model=repr(key))
+
+    log = ModelLog(60)
+    log.note(100.0, [model("a"), model("b", state="evicted", loads=0), model("c")], [told(99.0, "load", "a", 0.5)])
+    events = [
+        told(99.0, "load", "a", 0.5),
+        told(100.25, "evict", "a"),
+        told(100.5, "load", "b", 0.25),
+        told(100.625, "load", "c", 0.125),  # a copy of what is there
+        told(100.75, "evict", "b"),
+        told(100.875, "evict", "c"),
+        told(101.0, "load", "a", 0.125),
+    ]
+    now = [
+        model("a", loads=2, evictions=1),
+        model("b", state="evicted", loads=1, evictions=1),
+        model("c", loads=2, evictions=1),
+    ]
+    log.note(101.5, now, events)
+    a, b, c = map(log.spans, now)
+    assert a == [
+        (100, 100.25, "resident"),
+        (100.25, 100.875, "evicted"),
+        (100.875, 101, "loading"),
+        (101, 101.5, "resident"),
+    ]
+    assert b == [
+        (100, 100.25, "evicted"),
+        (100.25, 100.5, "loading"),
+        (100.5, 100.75, "resident"),
+        (100.75, 101.5, "evicted"),
+    ]
+    assert c == [(100, 101.5, "resident")]
+    log.note(102.0, now, events)  # known already
+    assert log.spans(model("a"))[-1] == (101, 102, "resident")
 
 
 def test_loads_between_two_looks_are_seen_by_their_count():

@@ -140,6 +140,7 @@ class Controller:
             self._report(command.what, error)
             command.future.set_exception(error)
         else:
+            self._report(command.what, None)  # of the try before
             if command.begins is not None:
                 command.begins()
             name = f"kit-panel-{self._number}-{command.job}"

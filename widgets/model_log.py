@@ -1,9 +1,10 @@
-"""What became of each model over the last seconds, as seen by looking once a second."""
+"""What became of each model over the last seconds: its loads and evictions, and its state once a second."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Hashable, Sequence
+import itertools
+from collections import defaultdict, deque
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 from kit.history import Event
@@ -26,7 +27,8 @@ class Span(NamedTuple):
 class ModelLog:
     """Remembers the states of models.
 
-    Loads and evictions between two looks are told by the counters of a model; when exactly they were isn't known.
+    Events tell when loads and evictions were. Where these are missing, the counters of a model tell that there were
+    some between two looks, and when exactly isn't known.
 
     Args:
         seconds: how far back.
@@ -36,11 +38,14 @@ class ModelLog:
         self._seconds = seconds
         self._changes: dict[Hashable, deque[tuple[float, str]]] = {}
         self._counts: dict[Hashable, tuple[int, int]] = {}
+        self._copies: dict[Hashable, int] = {}  # at the last look
+        self._read_to = 0.0  # of the events
         self._looked: float | None = None
 
-    def note(self, now: float, rows: Sequence[Row]) -> None:
-        """Remember how all models are at `now`, seconds since the epoch."""
+    def note(self, now: float, rows: Sequence[Row], events: Sequence[Event] = ()) -> None:
+        """Remember how all models are at `now`, seconds since the epoch, and what `events` (oldest first) say."""
         before = self._looked
+        news = self._news(events)
         blind = before is not None and now - before > BLIND_S
         for row in rows:
             key, state = identity(row), state_of(row)
@@ -52,15 +57,26 @@ class ModelLog:
                     changes.append((now, state))
                 else:
                     changes.append((before, "evicted"))
-                    self._between(changes, before, now, row, (0, 0), counts)
+                    self._between(changes, before, now, row, (0, 0), counts, news)
             elif blind and before is not None:
                 changes += [(before, ""), (now, state)]
             elif before is not None:
-                self._between(changes, before, now, row, self._counts[key], counts)
+                self._between(changes, before, now, row, self._counts[key], counts, news)
             self._counts[key] = counts
+            self._copies[key] = int(figure(row, "copies"))
             while len(changes) > 1 and changes[1][0] < now - self._seconds:
                 changes.popleft()
         self._looked = now
+
+    def _news(self, events: Sequence[Event]) -> dict[str, list[Event]]:
+        """The loads and evictions since the last look, by model."""
+        found: defaultdict[str, list[Event]] = defaultdict(list)
+        for event in itertools.takewhile(lambda event: event.time > self._read_to, reversed(events)):
+            if event.model and event.kind in ("load", "evict"):
+                found[event.model].insert(0, event)
+        if events:
+            self._read_to = events[-1].time
+        return found
 
     def still(self, now: float) -> None:
         """Nothing has changed since the last look, `now` seconds since the epoch."""
@@ -75,7 +91,14 @@ class ModelLog:
         row: Row,
         old: tuple[int, int],
         new: tuple[int, int],
+        news: Mapping[str, Sequence[Event]],
     ) -> None:
+        told = news.get(repr(row["keys"][0]), ()) if row["keys"] else ()
+        if told:
+            _replay(changes, self._copies.get(identity(row), 0), told)
+            if changes[-1][1] != state_of(row):
+                changes.append((max(now, changes[-1][0]), state_of(row)))
+            return
         was, state = changes[-1][1], state_of(row)
         loaded, evicted = new[0] > old[0], new[1] > old[1]
         took = min(figure(row, "load_s"), (now - before) / 2)
@@ -104,3 +127,19 @@ class ModelLog:
         changes = list(self._changes.get(identity(row), ()))
         ends = [*(time for time, _ in changes[1:]), self._looked or 0.0]
         return [Span(start, end, state) for (start, state), end in zip(changes, ends, strict=False) if state]
+
+
+def _replay(changes: deque[tuple[float, str]], copies: int, told: Sequence[Event]) -> None:
+    """Add what loads and evictions have made of a model that had so many copies."""
+    for event in told:
+        last, state = changes[-1]
+        if event.kind == "load":
+            copies += 1
+            if copies == 1:
+                if state != "loading":
+                    changes.append((max(last, event.began), "loading"))
+                changes.append((max(last, event.time), "resident"))
+        else:
+            copies -= 1
+            if copies == 0:
+                changes.append((max(last, event.time), "evicted"))

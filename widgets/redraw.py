@@ -95,7 +95,7 @@ class Redraw:
         if self.seen and not self._view.root._view_count:
             if self._looks <= LOOKS:  # for the static twin's sake
                 self._last = deployment.snapshot(self._seconds)
-                self._models.note(time.time(), self._last.models)
+                self._models.note(time.time(), self._last.models, self._last.events)
         elif self._looks <= LOOKS or self._twin_due:
             self.draw(deployment, only_changes=True)
 
@@ -186,13 +186,10 @@ class Redraw:
         total = format_bytes(snapshot.predict_memory(chosen)["pss_bytes"])
         under_way = snapshot.switching is not None and snapshot.switching.settings == chosen
         state = "Being applied" if under_way else "Chosen, not applied yet"
-        return (
-            chosen,
-            escape(
-                f"{state}: {chosen.mode}, {chosen.workers_in_words}, {chosen.copies_in_words}, about {total} in all."
-            ),
-            True,
-        )
+        copies = [] if snapshot.models else [chosen.copies_in_words]
+        what = ", ".join([chosen.mode, chosen.workers_in_words, *copies])
+        changes = snapshot.settings.change_in_words(chosen, batching="batching" in wanted)
+        return chosen, escape(f"{state}: {what}, about {total} in all. What changes: {changes}."), True
 
     def _draw_progress(self) -> None:
         tab = self._view.comparing

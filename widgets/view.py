@@ -162,6 +162,8 @@ class View:
             state = "rests while modes are measured" if load.rests else "stopped"
             if load.running:
                 state = "running" if load.rate is not None else f"running, {load.clients} requests at a time"
+                if load.rate == 0:
+                    state = "paused, at 0 requests/s"
             words = f"{state}: {report.answered:,} answered, {report.failed:,} failed"
             for error in report.errors[:1]:
                 first, _, trace = error.partition("\n")

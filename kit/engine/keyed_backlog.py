@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.engine.chunking import Backlog
-from kit.engine.homes import least_busy
+from kit.engine.homes import Place, least_busy
 from kit.engine.keyed_requests import Group, Router, Spec
 from kit.engine.lane import free_lane
 from kit.engine.prepared import Prepared, nothing
@@ -56,6 +56,13 @@ class ModelQueue:
         lease, self.lease = self.lease, None
         if lease is not None:
             lease.release()
+
+    def take_lease(self, place: Place) -> Any:
+        """The lease of its load, when that was of this place and is still there."""
+        if self.lease is None or self.lease.model is not place.resident:
+            return None
+        lease, self.lease = self.lease, None
+        return lease
 
     def take_all(self) -> list[Chunk]:
         """All that waits, as chunks."""
@@ -217,7 +224,8 @@ class KeyedBacklog:
                 self._places.copies.consider(queue, lanes, now)
                 return None
             place = least_busy(places, lane, lanes)
-            lease = self._places.manager.lease_if_ready(place)
+            own = queue.take_lease(place)  # who waited for the load hasn't found the model there
+            lease = own or self._places.manager.lease_if_ready(place)
             about = place.about(queue.spec)
             if lease is not None and about is None:
                 lease.release()  # its process has just died
@@ -226,7 +234,9 @@ class KeyedBacklog:
                 chunk = backlog.next_chunk(len(able), now, reserve=bool(lane.in_flight))
                 self.queued += backlog.queued - before
                 if chunk is None:
-                    lease.release()
+                    if own is None:
+                        lease.release()
+                    queue.lease = own or queue.lease
                     return None
                 chunk.lease, chunk.about = lease, about
                 queue.let_go()

@@ -110,17 +110,18 @@ class ModelManager(Views):
         with self._changed:
             self._entry(name).requests += 1
             traffic.policy.used(name)
+            waited = False
             while True:
                 traffic.raise_if_closed()
                 entry = self._entry(name)
                 if entry.ready:
-                    entry.hits += 1
+                    entry.hits += not waited
                     return self._lease(entry, loaded=False)
                 if not (entry.state in (LOADING, RESIDENT) or entry.leaving):
                     traffic.raise_if_failing(entry)
                     traffic.fetch(entry, until)
                     return self._lease(entry, loaded=True)
-                flight = entry.flight
+                flight, waited = entry.flight, True
                 traffic.wait(until, f"the model of {name!r}")
                 if flight.done and flight.error is not None:
                     raise flight.error.copy()
