@@ -108,6 +108,8 @@ def _why_not(runner_up: Result, chosen: Result, budget: int | None) -> str:
     difference = runner_up.peak_pss_bytes - chosen.peak_pss_bytes
     if runner_up.throughput >= chosen.throughput * (1 - _noise(runner_up, chosen)) and difference > 0:
         noise = _noise(runner_up, chosen)
-        return f"{words}, no difference beyond the noise ({noise:.0%}), but in {size}, {format_bytes(difference)} more."
+        return (
+            f"{words}, within the {noise:.0%} that are taken for equal, but in {size}, {format_bytes(difference)} more."
+        )
     more = f"{format_bytes(abs(difference))} {'more' if difference > 0 else 'less'}"
     return f"{words}; it lost by its speed, in {size} ({more})."

@@ -187,7 +187,7 @@ class Settings:
             )
         words += (
             f"mode {self.mode!r} keeps {self.copies_in_words}, {total}, "
-            f"and the memory budget is {format_bytes(budget)}, which can only fit {fitting}. "
+            f"and the memory budget is {format_bytes(budget)}, {f'which can only fit {fitting}' if fitting else 'less than one copy'}. "
         )
         if fitting == 0:
             words += "No mode fits: raise memory_budget or take a smaller model."

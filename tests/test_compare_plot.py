@@ -79,7 +79,7 @@ def test_best_takes_the_smaller_of_two_that_differ_by_noise_only() -> None:
     noisy = [result("default", 198, 1690 * MB, spread=0.12), result("shared", 190, 712 * MB)]
     choice = Comparison(noisy).best()
     assert choice.mode == "shared"
-    words = "default, 198 elements/s (4% more), no difference beyond the noise (6%), but in 1.69 GB, 978 MB more."
+    words = "default, 198 elements/s (4% more), within the 6% that are taken for equal, but in 1.69 GB, 978 MB more."
     assert words in choice.reason
 
 

@@ -148,3 +148,18 @@ def test_a_host_of_two_threads_gives_each_its_own_and_counts_every_example(tmp_p
             deployment._engine.topology.of_role("host")[0].slot, time.monotonic_ns()
         )
         assert after == now  # no thread is left counted as busy
+
+
+def test_a_worker_that_waits_for_its_host_is_not_busy():
+    sleeping = kit.ModelHandler.from_callable(
+        lambda: None, lambda batch, model: [time.sleep(0.05) or example for example in batch], max_batch_size=1
+    )
+    with kit.deploy(sleeping, mode="large", processes=1) as deployment:
+        deployment.predict([1])
+        deployment.stats()
+        deployment.predict(range(20))
+        stats = deployment.stats().set_index("role")
+        assert stats.busy_share["worker"] < 0.5 * stats.busy_share["host"]
+        board, worker = deployment._engine.board, deployment._engine.topology.of_role("worker")[0]
+        slot = worker.lane_slots[0]
+        assert board.busy_ns(slot, time.monotonic_ns()) == board.busy_ns(slot, time.monotonic_ns() + 10**9)

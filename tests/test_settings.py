@@ -124,7 +124,7 @@ def test_over_budget_with_room_for_one_copy_names_no_mode_that_needs_two() -> No
 def test_over_budget_with_no_room_at_all_says_so() -> None:
     words = _message(Settings.make(kit.ModelHandler(), "large", memory_budget="100MB"), 400_000_000)
     assert "No mode fits" in words
-    assert "can only fit 0" in words
+    assert "100 MB, less than one copy. No mode fits" in words
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -101,6 +101,23 @@ def test_with_examples_that_can_be_written_down_both_codes_run_as_they_are(capsy
     assert "examples: a list of your own" in python_code(handler, settings, [object()])
 
 
+@pytest.mark.parametrize("count", [2, 6])
+def test_models_by_key_are_written_down_mapping_by_mapping(count):
+    mappings = [kit.KeyModelMapping([f"key {at}", at], Own(factor=at + 1)) for at in range(count)]
+    handler = kit.KeyedModelHandler(mappings, memory_budget="1GB", policy="lru")
+    settings = Settings.make(handler, mode="large", processes=1, memory_budget="2GB")
+    code = python_code(handler, settings, [("key 1", 5), (0, 7)])
+    assert "from kit import KeyModelMapping\n" in code
+    assert "KeyModelMapping(['key 1', 1], Own(factor=2))" in code
+    space = run(code, Own=Own)
+    with space["deployment"] as deployment:
+        assert [found.inference for _, found in space["predictions"]] == [10, 7]
+        assert (deployment.settings, deployment.handler.policy) == (settings, "lru")
+    many = kit.KeyedModelHandler([kit.KeyModelMapping([at], Own(at)) for at in range(1000)])
+    assert "would take" in python_code(many, settings)
+    assert "handler = handler" in python_code(many, settings)
+
+
 def test_the_beam_code_runs(capsys):
     handler = Doubling(max_batch_size=4)
     run(beam_code(handler, Settings.make(handler, processes=1)))

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from kit.handler import ModelHandler
+from kit.key_mappings import KeyModelMapping
 from kit.settings import Settings
 
+#: Of the call that makes a handler; a mapping for each of thousands of keys is no code to read.
+MOST_CHARACTERS = 10_000
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
@@ -87,7 +90,10 @@ def _example_lines(examples: Any) -> list[str]:
 def _handler_lines(handler: Any, sharing: Mapping[str, Any]) -> tuple[set[str], list[str]]:
     imports: set[str] = set()
     try:
-        return imports, [f"handler = {_constructor(handler, sharing, imports)}"]
+        call = _constructor(handler, sharing, imports)
+        if len(call) > MOST_CHARACTERS:
+            raise NotCode(f"what it is made of would take {len(call):,} characters")
+        return imports, [f"handler = {call}"]
     except NotCode as reason:
         name = _name_in_notebook(handler)
         lines = [f"# {name} is the handler as your notebook made it: {reason}."]
@@ -198,9 +204,16 @@ def _code(value: Any, imports: set[str]) -> str:
     if type(value) in (list, tuple):
         items = [_code(item, imports) for item in value]
         inner = ", ".join(items)
+        if len(inner) > 90 and any("(" in item for item in items):
+            inner = "\n    " + ",\n    ".join(items) + ",\n"
         return f"[{inner}]" if type(value) is list else f"({inner}{',' * (len(items) == 1)})"
     if type(value) is dict:
         return "{" + ", ".join(f"{_code(k, imports)}: {_code(v, imports)}" for k, v in value.items()) + "}"
+    if isinstance(value, KeyModelMapping):
+        imports.add("from kit import KeyModelMapping")
+        return f"KeyModelMapping({_code(list(value.keys), imports)}, {_code(value.handler, imports)})"
+    if isinstance(value, ModelHandler):
+        return _constructor(value, {}, imports)
     return _imported(value, imports)
 
 
@@ -209,7 +222,7 @@ def _imported(value: Any, imports: set[str]) -> str:
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if module is None or name is None or not name.isidentifier():
         raise NotCode(f"{value!r:.60} has no name to import it by")
-    public = "kit.handlers" if module.startswith("kit.handlers.") else module
+    public = "kit.handlers" if module.startswith("kit.handlers.") else "kit" if module.startswith("kit.") else module
     for home in dict.fromkeys((public, module)):
         if getattr(sys.modules.get(home), name, None) is value:
             if home == "builtins":

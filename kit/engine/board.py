@@ -17,8 +17,8 @@ FIELDS = 16
 (
     EXAMPLES,  # examples computed
     BATCHES,  # batches computed
-    BUSY_NS,  # time spent on chunks or batches, nanoseconds
-    SINCE_NS,  # start of the chunk in hand, 0 when idle
+    BUSY_NS,  # time spent on chunks or batches, nanoseconds; a worker thread's waits for hosts aren't
+    SINCE_NS,  # until when that was counted of the chunk in hand, 0 when idle
     HEARTBEAT_NS,  # monotonic clock, written twice a second
     TARGET,  # 1 + index of the model host that this worker thread asks, 0 when none
     COALESCED,  # requests that shared a batch with another's
@@ -75,11 +75,17 @@ class Board:
         self._cells[slot * FIELDS + SINCE_NS] = now
         return now
 
-    def end(self, slot: int, began: int, examples: int, batches: int) -> None:
-        """Note its end."""
+    def pause(self, slot: int) -> None:
+        """Note that another process goes on with it, until `begin`."""
         cells, at = self._cells, slot * FIELDS
-        cells[at + BUSY_NS] += time.monotonic_ns() - began
-        cells[at + SINCE_NS] = 0
+        if since := cells[at + SINCE_NS]:
+            cells[at + BUSY_NS] += time.monotonic_ns() - since
+            cells[at + SINCE_NS] = 0
+
+    def end(self, slot: int, examples: int, batches: int) -> None:
+        """Note its end."""
+        self.pause(slot)
+        cells, at = self._cells, slot * FIELDS
         cells[at + EXAMPLES] += examples
         cells[at + BATCHES] += batches
 

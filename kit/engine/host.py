@@ -260,7 +260,7 @@ class Host:
                 self.board.add(self.slot, fields.EXAMPLES, examples)
                 self.board.add(self.slot, fields.BATCHES, batches)
             else:
-                self.board.end(self.slot, self.began, examples, batches)
+                self.board.end(self.slot, examples, batches)
             if requests > 1:
                 self.board.add(self.slot, fields.COALESCED, requests)
 

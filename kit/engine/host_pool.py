@@ -55,6 +55,7 @@ class HostPool:
         lane = None if pid is None else hosts.get(pid)
         if pid is None or lane is None:
             raise HostLost(0)
+        self.board.pause(self.slot)
         self.board.put(self.slot, fields.COMPUTING_NS, 0)
         self.board.put(self.slot, fields.TARGET, lane.index + 1)
         try:
@@ -64,7 +65,7 @@ class HostPool:
             raise HostLost(pid) from error
         finally:
             self.board.put(self.slot, fields.TARGET, 0)
-            self.board.put(self.slot, fields.COMPUTING_NS, time.monotonic_ns())
+            self.board.put(self.slot, fields.COMPUTING_NS, self.board.begin(self.slot))
 
     def several(self, examples: Any, inference_args: Mapping[str, Any] | None, size: int) -> Computed:
         """Compute examples on a host in batches of `size`, with one answer for all."""

@@ -118,7 +118,7 @@ class LaneThread:
             return outcome
         finally:
             self.board.put(self.slot, fields.COMPUTING_NS, 0)
-            self.board.end(self.slot, began, count, batches)
+            self.board.end(self.slot, count, batches)
 
     def _show(self, latest: tuple[Any, Any, float]) -> None:
         """Tell the owner of the latest answer; of one that doesn't travel it needn't hear."""
@@ -155,7 +155,7 @@ class LaneThread:
                 self.lane.send(BATCHES, outcome.batches, request=message.request)
             self._send(outcome, message.request, started)
         self.board.put(self.slot, fields.COMPUTING_NS, 0)
-        self.board.end(self.slot, began, 0, 0)
+        self.board.end(self.slot, 0, 0)
 
     def _check_for(self, chunk_id: int) -> Callable[[], None]:
         get, slot = self.board.get, self.slot
