@@ -185,9 +185,10 @@ class Settings:
                 f"the loaded model takes {format_bytes(model_bytes)}, and {format_bytes(expected_bytes)} were expected "
                 "from its files or an earlier version: "
             )
+        room = f"which can only fit {fitting}" if fitting else "less than one copy"
         words += (
             f"mode {self.mode!r} keeps {self.copies_in_words}, {total}, "
-            f"and the memory budget is {format_bytes(budget)}, {f'which can only fit {fitting}' if fitting else 'less than one copy'}. "
+            f"and the memory budget is {format_bytes(budget)}, {room}. "
         )
         if fitting == 0:
             words += "No mode fits: raise memory_budget or take a smaller model."
