@@ -110,7 +110,8 @@ def _where(indices: Sequence[int]) -> tuple[int, int] | list[int]:
 def _joined(pieces: list[Piece]) -> list[Piece]:
     """Pieces in order, those that follow on each other as one where they are alike: fewer, larger blocks."""
     pieces = [(about, as_list(values)) for about, values in pieces]
-    if len(pieces) == 1 or not all(isinstance(where, tuple) for (where, _, _), _ in pieces):
+    # None at all where each example failed.
+    if len(pieces) < 2 or not all(isinstance(where, tuple) for (where, _, _), _ in pieces):
         return pieces
     pieces.sort(key=lambda piece: piece[0][0])
     (first, plain, model_ids), _ = pieces[0]
