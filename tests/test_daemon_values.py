@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import kit
@@ -56,3 +61,92 @@ def test_a_pipelines_dead_letters_have_the_handlers_error(echo: Any) -> None:
     with beam.Pipeline() as running:
         _, failed = running | beam.Create(["boom", "boom"]) | echo.to_beam().with_exception_handling()
         assert_that(failed.failed_inferences, are_the_handlers)
+
+
+def objects(*values: Any) -> pd.DataFrame:
+    return pd.DataFrame({"n": range(len(values)), "o": pd.Series(list(values), dtype=object)})
+
+
+def labelled(columns: Any = ("a", "b"), index: Any = (0, 1)) -> pd.DataFrame:
+    return pd.DataFrame([[1, 2.5], [3, 4.5]], columns=columns, index=index)
+
+
+def noted(**attrs: Any) -> pd.DataFrame:
+    frame = labelled()
+    frame.attrs = attrs
+    return frame
+
+
+FRAMES = {
+    "dicts": objects({"x": 1}, {"y": 2, "z": (1, None)}),
+    "tuples": objects((1, 2), (3,)),
+    "lists": objects([1, None], []),
+    "arrays": objects(np.arange(2, dtype="int8"), np.arange(2, dtype="int8")),
+    "numbers and None": objects(1, None, 2.5, True, 2**70),
+    "text and bytes": objects("a", b"b", None),
+    "text": objects("a", None, "\u00fc"),
+    "nan is not None": objects("a", float("nan"), None),
+    "half of a pair": objects("\udcff"),
+    "datetimes": objects(datetime.datetime(2020, 1, 1), datetime.time(1, tzinfo=datetime.UTC)),
+    "decimals": objects(decimal.Decimal("1.5"), decimal.Decimal("1.50")),
+    "numpy's numbers": objects(np.int8(1), np.float64(2)),
+    "none": objects(None, None),
+    "categories": pd.DataFrame({"c": pd.Categorical(["b", "a"], categories=["b", "a", "z"], ordered=True)}),
+    "nullable": pd.DataFrame({"c": pd.array([1, None], dtype="Int64")}),
+    "equal names": labelled(columns=["a", "a"]),
+    "mixed names": labelled(columns=["a", 0]),
+    "no name": labelled(columns=[None, "b"]),
+    "truth names": labelled(columns=[True, False]),
+    "several levels of names": labelled(columns=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["x", 0])),
+    "objects as labels": labelled(index=pd.Index([1, "a"], dtype=object, name=0)),
+    "levels of objects as labels": labelled(index=pd.MultiIndex.from_arrays([pd.Index([1, "a"]), [1, 2]])),
+    "nullable labels": labelled(index=pd.Index([1, 2], dtype="Int64", name="i")),
+    "attributes": noted(unit=(1, {"a": None})),
+}
+
+
+REFUSED = [
+    (objects({1}, None), "column 'o' of a DataFrame: a builtins.set can't travel"),
+    (objects([{"a": {1}}]), "column 'o' of a DataFrame: a builtins.set can't travel"),
+    (objects(pd.NaT), "column 'o' of a DataFrame: a pandas.*NaTType can't travel"),
+    (objects(uuid.UUID(int=1)), "column 'o' of a DataFrame: a uuid.UUID can't travel"),
+    (pd.DataFrame({"c": [1j]}), "column 'c' of dtype complex128 can't travel"),
+    (pd.DataFrame({"c": pd.arrays.SparseArray([0, 1])}), "column 'c' of dtype Sparse.* can't travel"),
+    (pd.DataFrame({"c": pd.Categorical([(1, 2), (3,)])}), "column 'c' of dtype category can't travel"),
+    (pd.DataFrame({"c": pd.cut([1, 2], [0, 1, 3])}), "column 'c' of dtype category can't travel"),
+]
+
+
+def test_tables_come_back_unaltered(echo: Any) -> None:
+    for name, frame in FRAMES.items():
+        for found in (echo.predict([frame])[0].inference, echo.predict([frame, frame])[1].inference):
+            pd.testing.assert_frame_equal(found, frame, obj=name)
+            assert found.attrs == frame.attrs, name
+            for at in range(frame.shape[1]):
+                cells, expected = list(found.iloc[:, at]), list(frame.iloc[:, at])
+                assert repr(cells) == repr(expected), name
+                assert list(map(type, cells)) == list(map(type, expected)), name
+
+
+def test_what_would_be_altered_in_a_table_is_refused_in_words(echo: Any) -> None:
+    for frame, words in REFUSED:
+        for examples in ([frame], [frame, frame]):
+            with pytest.raises(errors.UnsupportedType, match=words) as caught:
+                echo.predict(examples)
+            assert "allow_pickle=True" in str(caught.value)
+            assert "\n" not in str(caught.value)
+    assert echo.predict(["there"])[0].inference == "there"
+
+
+def test_tables_of_any_objects_travel_where_the_owner_allows_pickles(runtime: Path) -> None:
+    with kit.deploy(Echo(), name="any", processes=1, allow_pickle=True) as deployment:
+        for frame in (objects({1}, pd.NaT), pd.DataFrame({"c": [1j]})):
+            for found in deployment.predict([frame, frame]):
+                pd.testing.assert_frame_equal(found.inference, frame)
+
+
+def test_rows_of_a_table_with_objects_are_examples(echo: Any) -> None:
+    frame = FRAMES["dicts"]
+    rows = [prediction.inference for prediction in frame | kit.RunInference(echo)]
+    assert [len(row) for row in rows] == [1, 1]
+    pd.testing.assert_frame_equal(pd.concat(rows), frame)

@@ -6,13 +6,14 @@ import struct
 from array import array
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from kit import errors
-from kit.daemon import blocks
+from kit.daemon import blocks, tables
 from kit.daemon.wire import DEPTH, F64, I64, U32, Malformed
 from kit.engine.codec import Rows
 from kit.engine.requests import Failure
@@ -180,8 +181,9 @@ _READERS: dict[bytes, Callable[[Decoder], Any]] = {
     b"A": lambda decoder: blocks.read(decoder),
     b"g": lambda decoder: blocks.read(decoder)[()],
     b"R": lambda decoder: Rows(blocks.read(decoder, rows=True)),
-    b"W": lambda decoder: blocks.frame_of(decoder.read()),
-    b"Q": lambda decoder: blocks.frames_of(decoder.read(), decoder.read()),
+    b"W": tables.read,
+    b"Q": lambda decoder: tables.parted(decoder.read(), tables.read(decoder)),
+    b"c": lambda decoder: Decimal(decoder.text()),
     b"P": _read_prediction,
     b"x": _read_failure,
     b"K": lambda decoder: decoder.pickled(),

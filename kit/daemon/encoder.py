@@ -6,13 +6,14 @@ import struct
 from array import array
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from kit import errors
-from kit.daemon import blocks
+from kit.daemon import blocks, tables
 from kit.daemon.wire import DEPTH, F64, I64, U32
 from kit.engine.codec import Rows
 from kit.engine.requests import Failure
@@ -22,7 +23,7 @@ from kit.handler import PredictionResult
 
 #: Bytes objects above this size are buffers.
 LARGE_BYTES = 4096
-_TYPES = "None, bool, int, float, str, bytes, tuple, list, dict, datetime, numpy arrays, tensors, DataFrames"
+_TYPES = "None, bool, int, float, str, bytes, tuple, list, dict, datetime, Decimal, numpy arrays, tensors, DataFrames"
 
 
 class _TooDeep(Exception):
@@ -115,20 +116,48 @@ class Encoder:
         elif blocks.is_tensor(value):
             self.head += b"A"
             blocks.of_tensor(value).write(self)
-        elif blocks.is_frame(value):
-            self.head += b"W"
-            self.add(blocks.frame_bytes(value))
+        elif tables.is_frame(value):
+            self._frame(value)
         elif self._allow_pickle:
-            import cloudpickle
-
-            self.head += b"K"
-            _write_bytes(self, bytes(cloudpickle.dumps(value, protocol=5)))
+            self._pickled(value)
         else:
             kind = type(value)
             raise errors.UnsupportedType(
                 f"a {kind.__module__}.{kind.__qualname__} can't travel to or from a named deployment, which takes "
                 f"{_TYPES}. Convert it, in a post-processing function for example, or serve with allow_pickle=True."
             )
+
+    def _frame(self, value: Any) -> None:
+        try:
+            table = tables.table(value)
+        except errors.UnsupportedType:
+            if not self._allow_pickle:
+                raise
+            self._pickled(value)
+            return
+        self.head += b"W"
+        table.write(self)
+
+    def _pickled(self, value: Any) -> None:
+        import cloudpickle
+
+        self.head += b"K"
+        _write_bytes(self, bytes(cloudpickle.dumps(value, protocol=5)))
+
+    def frames(self, values: list[Any]) -> bool:
+        """DataFrames that are alike, as one; False where they can't travel as such, or aren't."""
+        if not tables.alike(values):
+            return False
+        try:
+            table = tables.joined(values)
+        except errors.UnsupportedType:
+            if not self._allow_pickle:
+                raise
+            return False
+        self.head += b"Q"
+        self.add([len(frame) for frame in values])
+        table.write(self)
+        return True
 
 
 def _write_int(encoder: Encoder, value: int) -> None:
@@ -182,10 +211,7 @@ def _write_list(encoder: Encoder, values: list[Any]) -> None:
             encoder.head += np.fromiter(map(len, data), dtype="<u4", count=len(data)).tobytes()
             encoder.head += b"".join(data)
             return
-        if blocks.is_frame(values[0]) and blocks.alike(values):
-            encoder.head += b"Q"
-            encoder.add([len(frame) for frame in values])
-            encoder.add(blocks.frames_bytes(values))
+        if tables.is_frame(values[0]) and encoder.frames(values):
             return
     encoder.items(b"l", values)
 
@@ -214,6 +240,11 @@ def _write_date(encoder: Encoder, value: date) -> None:
 
 def _write_timedelta(encoder: Encoder, value: timedelta) -> None:
     encoder.head += b"m" + struct.pack("<qqq", value.days, value.seconds, value.microseconds)
+
+
+def _write_decimal(encoder: Encoder, value: Decimal) -> None:
+    encoder.head += b"c"
+    encoder.text(str(value))
 
 
 def _write_array(encoder: Encoder, value: np.ndarray[Any, Any]) -> None:
@@ -255,6 +286,7 @@ _WRITERS: dict[type, Callable[[Encoder, Any], None]] = {
     date: _write_date,
     time: _write_time,
     timedelta: _write_timedelta,
+    Decimal: _write_decimal,
     np.ndarray: _write_array,
     Rows: _write_rows,
     TensorBytes: _write_tensor_bytes,

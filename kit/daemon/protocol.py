@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: Changes when frames, or what they hold, do.
-VERSION = 6
+VERSION = 7
 
 #: kernel -> daemon (-> deployment): a dict, see `hello.hello`.
 HELLO = 1

@@ -2,9 +2,9 @@
 
     body = head | buffers, each at a multiple of 64 bytes
 
-The head is a tagged tree of None, bool, int, float, str, bytes, tuple, list, dict, datetimes, numpy and torch
-arrays, DataFrames (Arrow), PredictionResult and Failure. Elements of arrays and large bytes are buffers. A decoder
-checks each count and size against the bytes that are there before it makes anything. Nothing is unpickled
+The head is a tagged tree of None, bool, int, float, str, bytes, tuple, list, dict, datetimes, Decimal, numpy and
+torch arrays, DataFrames (see `tables`), PredictionResult and Failure. Elements of arrays and large bytes are buffers.
+A decoder checks each count and size against the bytes that are there before it makes anything. Nothing is unpickled
 unless the owner of the deployment said `allow_pickle=True`.
 """
 
