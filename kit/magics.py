@@ -125,9 +125,16 @@ class KitMagics(Magics):
         if len(words) > 1 or (mode is None and all(value is None for value in settings.values())):
             raise UsageError(f"%switch: give a mode ({', '.join(MODES)}) and at most one name; see %switch --help")
         deployment = self._find(words[0] if words else None)
-        began = time.monotonic()
-        with options_as_typed():
-            before, after = deployment._switch({"mode": mode, **settings}, {}, anew=False)
+        began, former = time.monotonic(), deployment.settings
+        try:
+            with options_as_typed():
+                before, after = deployment._switch({"mode": mode, **settings}, {}, anew=False)
+        except KeyboardInterrupt as stop:
+            if stop.args or deployment.settings != former:
+                raise
+            before = None
+        if before is None:  # out here, where the error doesn't hold the frames of the first, with all that these hold
+            raise KeyboardInterrupt("the switch was cancelled, and it serves on as before.")
         if before == after:
             print(f"Nothing to do: it is served so already (mode {after.mode!r}, {after.workers_in_words}).")
         else:

@@ -41,8 +41,8 @@ def plainly(method: Callable[..., Any]) -> Callable[..., Any]:
         except _TYPED as error:
             raise UsageError(str(error)) from error
         except KeyboardInterrupt as stop:
-            if stop.args:  # what came of it
-                _show(stop, [f"KeyboardInterrupt: {stop}"])
+            if stop.args or _from_the_user_on(stop.__traceback__) is None:
+                _show(stop, [f"KeyboardInterrupt: {stop}" if stop.args else "KeyboardInterrupt"])  # what came of it
             raise
         except UsageError:
             raise

@@ -338,6 +338,33 @@ def test_an_interrupted_serve_says_what_came_of_it(
     wait_for(lambda: client.names() == [], "it is gone")
 
 
+@pytest.mark.parametrize(("options", "words"), [("--name x", "'x' wasn't switched"), ("", "the switch was cancelled")])
+def test_an_interrupted_switch_says_what_came_of_it(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], tmp_path: Path, options: str, words: str
+) -> None:
+    shell.run_cell(LOADS)
+    shell.user_ns["folder"] = str(tmp_path)
+    (tmp_path / "go").touch()
+    deployment = line(shell, f"%serve Loads(folder, 2) {options} --processes 1")
+    (tmp_path / "go").unlink()
+    (tmp_path / "loads 2").unlink()
+
+    def interrupt() -> None:
+        wait_for_file(tmp_path / "loads 2")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    said = shown(shell, capsys, "%switch large")
+    other.join()
+    assert said.splitlines()[-1].startswith(f"KeyboardInterrupt: {words}, and ")
+    assert said.strip().endswith("serves on as before.")
+    assert "Traceback" not in said
+    assert deployment.mode == "default"
+    assert deployment.predict([3])[0].inference == 6
+    deployment.close()
+
+
 def test_a_comment_is_no_example_and_keys_have_a_column(shell: InteractiveShell) -> None:
     mappings = "kit.KeyModelMapping([k], Times({'a': k})) for k in (2, 3)"
     line(shell, f"%serve kit.KeyedModelHandler([{mappings}]) --name keyed --processes 1")

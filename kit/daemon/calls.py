@@ -146,5 +146,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "note": lambda served, kind, text: served.serving().note(kind, text),
     "stop": _stop,
 }
+#: These an interrupted kernel takes back, see `withdrawal`; by "take_back", with the number of the call.
+CHANGES = frozenset({"switch", "update", "update_models"})
 #: These take long, and a kernel may ask other things meanwhile.
 SLOW = frozenset({"switch", "update", "update_models", "preload", "pin", "unload", "models", "stats", "kill"})

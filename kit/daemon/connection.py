@@ -75,14 +75,18 @@ class Connection:
         if self.ended is not None:
             raise self.ended.copy()
 
-    def ask(self, kind: int, encoder: Encoder, on_answer: OnAnswer) -> int:
+    def number(self) -> int:
+        """A number for a request, for who must know it before it is sent."""
+        return next(self._numbers)
+
+    def ask(self, kind: int, encoder: Encoder, on_answer: OnAnswer, number: int | None = None) -> int:
         """Send a request; returns its number, for `cancel`.
 
         Raises:
             DeploymentLost: and `on_answer` isn't called.
         """
         self.raise_if_ended()
-        self._latest = number = next(self._numbers)
+        self._latest = number = next(self._numbers) if number is None else number
         self._waiting[number] = on_answer
         try:
             with Deferred():
@@ -112,6 +116,10 @@ class Connection:
         Raises:
             KitError: what the method raises there; DeploymentLost.
         """
+        return self.call_as(self.number(), method, arguments)
+
+    def call_as(self, number: int, method: str, arguments: dict[str, Any]) -> Any:
+        """`call`, of a number given."""
         future: Future[Any] = Future()
 
         def answered(found: Frame | errors.KitError) -> None:
@@ -125,7 +133,7 @@ class Connection:
             except Malformed as error:
                 future.set_exception(error)
 
-        self.ask(CALL, self.link.encoder().add(method).add(arguments), answered)
+        self.ask(CALL, self.link.encoder().add(method).add(arguments), answered, number)
         return self.wait(future)
 
     # ---- answers -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.checks import check_function, check_lines, check_positive, check_request
-from kit.daemon import hello, spawn
+from kit.daemon import hello, spawn, withdrawal
 from kit.daemon.connection import Connection
 from kit.daemon.direct import Ended
 from kit.daemon.jobs import WINDOW_MEASURED, Job
@@ -124,7 +124,7 @@ class RemoteDeployment(Deployment):
     def _switch(
         self, changes: dict[str, Any], batching: dict[str, Any], *, anew: bool = True
     ) -> tuple[Settings, Settings]:
-        before, after = self._connection.call("switch", changes=changes, batching=batching, anew=anew)
+        before, after = withdrawal.change(self._connection, "switch", changes=changes, batching=batching, anew=anew)
         self._status()
         return Settings(**before), Settings(**after)
 
@@ -136,14 +136,14 @@ class RemoteDeployment(Deployment):
 
     def _update_path(self, path: str) -> None:
         path = seen_from_anywhere(path)
-        self._connection.call("update", model=path, digest=f"path:{path}")
+        withdrawal.change(self._connection, "update", model=path, digest=f"path:{path}")
         self._status()
 
     def _update_handler(self, handler: Any) -> None:
         from kit.daemon import sameness
         from kit.engine.packing import pack
 
-        self._connection.call("update", model=pack(handler), digest=sameness.digest(handler))
+        withdrawal.change(self._connection, "update", model=pack(handler), digest=sameness.digest(handler))
         self._status()
 
     # ---- watching ----------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import os
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
+from kit.daemon import withdrawal
+
 if TYPE_CHECKING:
     from kit.daemon.connection import Connection
     from kit.key_mappings import KeyModelPathMapping
@@ -35,7 +37,7 @@ class RemoteModels:
 
     def update(self, mappings: list[KeyModelPathMapping]) -> None:
         sent = [(list(mapping.keys), seen_from_anywhere(mapping.update_path)) for mapping in mappings]
-        self._connection.call("update_models", mappings=sent)
+        withdrawal.change(self._connection, "update_models", mappings=sent)
 
 
 def seen_from_anywhere(path: str) -> str:

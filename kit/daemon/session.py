@@ -9,7 +9,9 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
@@ -52,6 +54,7 @@ class Session:
 
     Attributes:
         waiting: the kernel's requests by number.
+        changes: switches and updates that it has asked for, by number.
         kernel: pid of the kernel's process, or another number of its own where that can't be told; a kernel with
             several connections hears of what is printed once.
         requests, examples: how many were asked for, for the picture of who uses the deployment.
@@ -62,6 +65,7 @@ class Session:
         self.said = said
         self.served = served
         self.waiting: dict[int, RemoteRequest] = {}
+        self.changes: dict[int, withdrawal.Change] = {}  # that may be taken back
         self.requests = self.examples = 0
         self.connected_at = time.monotonic()
         self._shared_ring = False
@@ -230,17 +234,30 @@ class Session:
 
     def _call(self, number: int, decoder: Decoder) -> None:
         name, arguments = decoder.value(), decoder.value()
-        if type(name) is not str or type(arguments) is not dict or name not in calls.CALLS:
+        if type(name) is not str or type(arguments) is not dict or name not in (*calls.CALLS, "take_back"):
             raise Malformed("not a call")
         self.served.line.count()
-        if name in calls.SLOW:
-            threading.Thread(target=self._reply, args=(number, name, arguments), name="kit-call", daemon=True).start()
+        call: Callable[[], Any]
+        if name == "take_back":
+            call = partial(self._take_back, **arguments)
         else:
-            self._reply(number, name, arguments)
+            call = partial(calls.CALLS[name], self.served, **arguments)
+        if name in calls.CHANGES:
+            self.changes = {number: change for number, change in self.changes.items() if not change.over.is_set()}
+            change = self.changes[number] = withdrawal.Change()
+            call = partial(change.make, self.served, call)
+        if name in calls.SLOW or name == "take_back":
+            threading.Thread(target=self._reply, args=(number, call), name="kit-call", daemon=True).start()
+        else:
+            self._reply(number, call)
 
-    def _reply(self, number: int, name: str, arguments: dict[str, Any]) -> None:
+    def _take_back(self, change: int) -> str:
+        known = self.changes.get(change)
+        return hello.KEPT if known is None else known.take_back()  # unknown: it was never sent
+
+    def _reply(self, number: int, call: Callable[[], Any]) -> None:
         try:
-            value = calls.CALLS[name](self.served, **arguments)
+            value = call()
             self.link.send(REPLY, self.link.encoder().add(value), number)
         except LinkClosed:
             return

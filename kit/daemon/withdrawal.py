@@ -1,18 +1,22 @@
-"""A kernel that was interrupted while it served a handler: nothing is to be loaded that nobody asks for any more.
+"""A kernel that was interrupted while it served, switched or updated: nothing is to be loaded that nobody asks for.
 
-The kernel hangs up its connection, which the deployment's process doesn't read while it loads, and then says on
-another one that it was no accident: what a kernel that was killed or restarted had begun goes on.
+In a SERVE the kernel hangs up its connection, which the deployment's process doesn't read while it loads, and then
+says on another one that it was no accident: what a kernel that was killed or restarted had begun goes on. A switch or
+update it takes back over its connection.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.daemon import hello, spawn
 
 if TYPE_CHECKING:
+    from kit.daemon.connection import Connection
     from kit.daemon.served import Served
     from kit.daemon.session import Session
     from kit.engine.core import Engine
@@ -62,7 +66,78 @@ def withdraw(served: Served) -> str:
     return replacement.outcome
 
 
+class Change:
+    """A switch or update that a kernel has asked for over its connection, and may take back.
+
+    Attributes:
+        outcome: REPLACED once it has come about, KEPT otherwise.
+        over: set at its end.
+    """
+
+    def __init__(self) -> None:
+        self.outcome = hello.KEPT
+        self.over = threading.Event()
+        self._lock = threading.Lock()
+        self._taken_back = False
+        self._engine: Engine | None = None  # while this is what it changes to
+
+    def make(self, served: Served, call: Callable[[], Any]) -> Any:
+        """Call `call`, which makes the change, behind those of other kernels."""
+        try:
+            engine = served.serving()._engine
+            with engine.switch_lock:
+                with self._lock:
+                    if self._taken_back:
+                        raise errors.SwitchCancelled("the kernel that had asked for it was interrupted.")
+                    self._engine = engine
+                try:
+                    found = call()
+                    self.outcome = hello.REPLACED
+                    return found
+                finally:
+                    with self._lock:
+                        self._engine = None
+        finally:
+            self.over.set()
+
+    def take_back(self) -> str:
+        """Stop it unless it has taken over; returns the outcome."""
+        with self._lock:
+            self._taken_back = True
+            if self._engine is None:
+                return self.outcome
+        while not self.over.wait(LOOK_S):
+            with self._lock:
+                if self._engine is not None:
+                    self._engine.cancel_switch()
+        return self.outcome
+
+
 # ---- in the kernel ---------------------------------------------------------------------------
+
+
+def change(connection: Connection, method: str, **arguments: Any) -> Any:
+    """`Connection.call` of a switch or update, which an interrupt takes back.
+
+    Raises:
+        KeyboardInterrupt: says what came of it.
+    """
+    number = connection.number()
+    try:
+        return connection.call_as(number, method, arguments)
+    except KeyboardInterrupt:
+        raise _taken_back(connection, number, "switched" if method == "switch" else "updated") from None
+
+
+def _taken_back(connection: Connection, number: int, done: str) -> KeyboardInterrupt:
+    name = connection.name
+    try:
+        outcome = connection.call("take_back", change=number)
+    except errors.KitError as error:
+        return KeyboardInterrupt(f"{name!r} may have been {done}: {error}")
+    if outcome == hello.REPLACED:
+        return KeyboardInterrupt(f"{name!r} had been {done} by then.")
+    return KeyboardInterrupt(f"{name!r} wasn't {done}, and serves on as before.")
 
 
 def interrupted(name: str) -> KeyboardInterrupt:

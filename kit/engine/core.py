@@ -202,8 +202,9 @@ class Engine:
 
     def cancel_switch(self) -> bool:
         """Stop a switch that hasn't taken over yet; False when none was under way."""
-        starting = self.starting
-        if starting is None or starting is self.topology:
+        switching, starting = self.switching, self.starting
+        # After a switch that drained first, what starts may be the former topology, which must come back.
+        if switching is None or starting is not switching[0] or starting.state == "serving":
             return False
         starting.stop(gently=False)
         return True
