@@ -42,8 +42,8 @@ def comes_back(dtype: Any, *, label: bool = False) -> bool:
     if isinstance(dtype, np.dtype) and dtype.kind in "fiub":
         return True
     categories = getattr(dtype, "categories", None)
-    if categories is not None and not is_object(categories.dtype):  # may be many, so it's tried without them
-        dtype = type(dtype)(categories[:0], dtype.ordered)
+    if categories is not None and not is_object(categories.dtype):  # may be many, so it is tried with one
+        dtype = type(dtype)(categories[:1], dtype.ordered)
     elif categories is not None:
         return False
     return _tried(dtype, label)
@@ -53,9 +53,9 @@ def comes_back(dtype: Any, *, label: bool = False) -> bool:
 def _tried(dtype: Any, label: bool) -> bool:
     import pandas as pd
 
-    empty = pd.Series([], dtype=dtype)
+    one = pd.Series(getattr(dtype, "categories", []), dtype=dtype)  # Arrow drops categories that no row has
     try:
-        back = frame_of(bytes_of(pd.DataFrame(index=pd.Index(empty)) if label else pd.DataFrame({"c": empty})))
+        back = frame_of(bytes_of(pd.DataFrame(index=pd.Index(one)) if label else pd.DataFrame({"c": one})))
     except Exception:  # each type has its own
         return False
     found = back.index.dtype if label else back["c"].dtype
