@@ -147,3 +147,7 @@ class DeploymentLost(DeploymentClosed):
 
 class UnsupportedType(KitError, TypeError):
     """A value of a type that doesn't travel to or from a named deployment; the message names it."""
+
+
+class UnsupportedResult(UnsupportedType):
+    """A handler's result is of such a type: it isn't what was asked that is wrong."""

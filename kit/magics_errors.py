@@ -38,6 +38,9 @@ def plainly(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(magics, *args)
         except HelpShown:
             return None
+        except errors.UnsupportedResult as error:  # what was typed is well
+            _show(error, in_brief(error))
+            raise
         except _TYPED as error:
             raise UsageError(str(error)) from error
         except KeyboardInterrupt as stop:

@@ -92,6 +92,7 @@ FRAMES = {
     "numpy's numbers": objects(np.int8(1), np.float64(2)),
     "none": objects(None, None),
     "categories": pd.DataFrame({"c": pd.Categorical(["b", "a"], categories=["b", "a", "z"], ordered=True)}),
+    "text categories": pd.DataFrame({"c": pd.Categorical(["u", None])}),
     "nullable": pd.DataFrame({"c": pd.array([1, None], dtype="Int64")}),
     "equal names": labelled(columns=["a", "a"]),
     "mixed names": labelled(columns=["a", 0]),
@@ -143,6 +144,15 @@ def test_tables_of_any_objects_travel_where_the_owner_allows_pickles(runtime: Pa
         for frame in (objects({1}, pd.NaT), pd.DataFrame({"c": [1j]})):
             for found in deployment.predict([frame, frame]):
                 pd.testing.assert_frame_equal(found.inference, frame)
+
+
+def test_it_is_told_whether_the_example_or_the_result_is_of_such_a_type(echo: Any) -> None:
+    with pytest.raises(errors.UnsupportedType, match=r"^in an example: a builtins\.set can't travel") as caught:
+        echo.predict([1, {1}])
+    assert not isinstance(caught.value, errors.UnsupportedResult)
+    for _ in range(20):  # so many that a worker is asked directly in the end
+        with pytest.raises(errors.UnsupportedResult, match=r"^in a result of the handler: a builtins\.set can't"):
+            echo.predict(["set"])
 
 
 def test_rows_of_a_table_with_objects_are_examples(echo: Any) -> None:

@@ -300,6 +300,8 @@ def test_of_an_error_the_users_own_part_is_shown(shell: InteractiveShell, capsys
     package = str(Path(kit.__file__).parent)
     shell.run_cell("import threading\ndef bad(x):\n    return 1 / x\ndef unloadable(): return bad(0)")
     line(shell, "%serve Times({'a': 3}) --name times --processes 1")
+    sets = "kit.ModelHandler.from_callable(lambda: None, lambda batch, model: [{x} for x in batch])"
+    line(shell, f"%serve {sets} --name sets --processes 1")
     for cell, words in (
         ("%%infer times\n\n[1,\n bad(0)]", ["line 4", "bad(0)]", "in bad(x)", "ZeroDivisionError: division by zero"]),
         ("%%infer times\n(bad(x) for x in range(3))", ["<genexpr>", "in bad(x)", "ZeroDivisionError"]),
@@ -310,6 +312,7 @@ def test_of_an_error_the_users_own_part_is_shown(shell: InteractiveShell, capsys
         ),
         ("%serve Times(threading.Lock()) --name x", ["HandlerNotPicklable: Times.factors (a lock) can't travel"]),
         ("%%infer times\n[None]", ["InferenceFailed: ", "in run_inference", "TypeError: unsupported operand"]),
+        ("%%infer sets\n[1]", ["UnsupportedResult: in a result of the handler: a builtins.set can't"]),
         ("def ask(): kit.connect('times').predict([None])\nask()\n", ["in ask()", "InferenceFailed"]),
     ):
         said = shown(shell, capsys, cell)

@@ -148,7 +148,7 @@ class Door:
             found = self._compute(examples, self._raise_if_gone)
             outcome = found._replace(values=as_list(found.values))
             about = ((0, len(examples)), outcome.plain, outcome.model_ids)
-            return self._link.encoder().add({}).add(1).add(about).examples(outcome.values), outcome
+            return self._link.encoder().add({}).add(1).add(about).results(outcome.values), outcome
         except Exception as error:
             return self._link.encoder().add(list(Trouble.of(error))), None
 

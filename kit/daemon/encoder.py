@@ -63,7 +63,28 @@ class Encoder:
         return self
 
     def examples(self, values: Any) -> Encoder:
-        """Encode a list or Rows; equal arrays are stacked and come out as Rows."""
+        """Encode a list or Rows; equal arrays are stacked and come out as Rows.
+
+        Raises:
+            UnsupportedType: an example can't travel.
+        """
+        try:
+            return self._rows(values)
+        except errors.UnsupportedType as error:
+            raise errors.UnsupportedType(f"in an example: {error.args[0]}") from None
+
+    def results(self, values: Any) -> Encoder:
+        """Encode what a handler made of examples, likewise.
+
+        Raises:
+            UnsupportedResult: a result can't travel.
+        """
+        try:
+            return self._rows(values)
+        except errors.UnsupportedType as error:
+            raise errors.UnsupportedResult(f"in a result of the handler: {error.args[0]}") from None
+
+    def _rows(self, values: Any) -> Encoder:
         if type(values) is list and values:
             block = blocks.stackable(values)
             if block is not None:

@@ -89,14 +89,14 @@ class RemoteRequest(Request):
         """The body of an ANSWER.
 
         Raises:
-            UnsupportedType: a prediction is of a type that doesn't travel.
+            UnsupportedResult: a prediction is of a type that doesn't travel.
         """
         encoder.add({index: list(trouble) for index, trouble in self.troubles.items()})
         pieces = _joined(self.pieces)
         encoder.add(len(pieces))
         for about, values in pieces:
             encoder.add(about)
-            encoder.examples(values)
+            encoder.results(values)
         if self.batches is not None:
             encoder.add([(_where(indices), seconds) for indices, seconds in self.batches])
         return encoder
