@@ -24,7 +24,10 @@ def num_bytes(example: Any) -> int:
 
 
 def _num_bytes(example: Any, depth: int) -> int:
-    size = getattr(example, "nbytes", None)
+    try:
+        size = getattr(example, "nbytes", None)
+    except RuntimeError:  # a sparse tensor
+        size = None
     if size is not None:
         return int(size)
     if isinstance(example, str):

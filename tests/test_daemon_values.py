@@ -155,6 +155,22 @@ def test_it_is_told_whether_the_example_or_the_result_is_of_such_a_type(echo: An
             echo.predict(["set"])
 
 
+def test_tensors_come_back_as_what_they_are_or_are_refused_in_words(echo: Any) -> None:
+    import torch
+
+    plain, learnt = torch.ones(2), torch.ones(2, requires_grad=True)
+    parameters = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2), requires_grad=False)]
+    for sent in ([plain, learnt], [learnt, learnt], parameters, [learnt * 2, plain]):
+        found = [prediction.inference for prediction in echo.predict(sent)]
+        assert [type(tensor) for tensor in found] == [type(tensor) for tensor in sent]
+        assert [tensor.requires_grad for tensor in found] == [tensor.requires_grad for tensor in sent]
+        assert [tensor.tolist() for tensor in found] == [tensor.tolist() for tensor in sent]
+    with pytest.raises(errors.UnsupportedType, match=r"layout torch\.sparse_coo can't travel .*to_dense"):
+        echo.predict([torch.eye(2).to_sparse()])
+    with pytest.raises(errors.UnsupportedType, match=r"a tensor of class .*Other can't travel"):
+        echo.predict([torch.ones(2).as_subclass(type("Other", (torch.Tensor,), {}))])
+
+
 def test_rows_of_a_table_with_objects_are_examples(echo: Any) -> None:
     frame = FRAMES["dicts"]
     rows = [prediction.inference for prediction in frame | kit.RunInference(echo)]

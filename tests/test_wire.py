@@ -118,12 +118,16 @@ def test_tensors_come_back(dtype: str, shape: tuple[int, ...]) -> None:
         assert torch.equal(found, variant)
 
 
-def test_a_tensor_with_gradient_comes_back_without() -> None:
+def test_a_tensor_that_requires_a_gradient_comes_back_so_and_without_its_graph() -> None:
     import torch
 
     found = there_and_back(torch.nn.Parameter(torch.ones(3)))
+    assert type(found) is torch.nn.Parameter
+    assert found.requires_grad
+    found = there_and_back(torch.ones(3, requires_grad=True) * 2)
     assert type(found) is torch.Tensor
-    assert not found.requires_grad
+    assert found.requires_grad
+    assert found.is_leaf
 
 
 @pytest.mark.parametrize(

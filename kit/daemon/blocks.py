@@ -33,6 +33,8 @@ _TORCH_DTYPES = frozenset(
     ]
 )
 MOST_DIMENSIONS = 32
+#: What a tensor is besides its elements.
+PLAIN, PARAMETER, GRADIENT = 0, 1, 2
 
 
 class Block:
@@ -82,6 +84,35 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
 
 
+def of_kind(tensor: Any) -> int:
+    """PLAIN for a tensor, and for others how they differ: a Parameter, one that requires a gradient.
+
+    Raises:
+        UnsupportedType: it is of another class of tensors.
+    """
+    import torch
+
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        kind = type(tensor)
+        raise errors.UnsupportedType(
+            f"a tensor of class {kind.__module__}.{kind.__qualname__} can't travel to or from a named deployment: "
+            "convert it, such as with .as_subclass(torch.Tensor), or serve with allow_pickle=True."
+        )
+    return (PARAMETER if type(tensor) is torch.nn.Parameter else PLAIN) | (GRADIENT if tensor.requires_grad else PLAIN)
+
+
+def read_kind(decoder: Decoder) -> Any:
+    """The tensor of a kind of its own that comes next, not a part of any graph."""
+    kind = decoder.bytes(1)[0]
+    tensor = read(decoder)
+    import torch
+
+    if not isinstance(tensor, torch.Tensor) or not kind or kind & ~(PARAMETER | GRADIENT):
+        raise ValueError("not a kind of tensor")
+    needs = bool(kind & GRADIENT)
+    return torch.nn.Parameter(tensor, needs) if kind & PARAMETER else tensor.requires_grad_(needs)
+
+
 def of_tensor(tensor: Any, shape: Sequence[int] | None = None, write: Any = None) -> Block:
     """The block of a dense tensor of any device; it comes out on the CPU, without gradient."""
     import torch
@@ -90,7 +121,7 @@ def of_tensor(tensor: Any, shape: Sequence[int] | None = None, write: Any = None
     if name not in _TORCH_DTYPES or tensor.layout is not torch.strided or tensor.ndim > MOST_DIMENSIONS:
         raise errors.UnsupportedType(
             f"a tensor of dtype {tensor.dtype}, layout {tensor.layout} can't travel to or from a named deployment: "
-            "convert it, such as with .dequantize() or .to_dense()."
+            "convert it, such as with .dequantize() or .to_dense(), or serve with allow_pickle=True."
         )
     plain = tensor.detach()
     shape = tuple(tensor.shape) if shape is None else shape
@@ -129,7 +160,7 @@ def stackable(values: list[Any]) -> Block | None:
         or not _alike(values, kind, first)
     ):
         return None
-    if any(value.layout is not torch.strided or not value.is_cpu for value in values):
+    if any(value.layout is not torch.strided or not value.is_cpu or value.requires_grad for value in values):
         return None
 
     def stack(out: Any) -> None:

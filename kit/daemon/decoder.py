@@ -178,6 +178,7 @@ _READERS: dict[bytes, Callable[[Decoder], Any]] = {
     b"e": lambda decoder: date.fromisoformat(decoder.text()),
     b"h": _read_time,
     b"m": lambda decoder: timedelta(*struct.unpack("<qqq", decoder.bytes(24))),
+    b"G": blocks.read_kind,
     b"A": lambda decoder: blocks.read(decoder),
     b"g": lambda decoder: blocks.read(decoder)[()],
     b"R": lambda decoder: Rows(blocks.read(decoder, rows=True)),

@@ -8,12 +8,11 @@ from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from kit import errors
-from kit.daemon import blocks, tables
+from kit.daemon import blocks, moments, tables
 from kit.daemon.wire import DEPTH, F64, I64, U32
 from kit.engine.codec import Rows
 from kit.engine.requests import Failure
@@ -135,8 +134,7 @@ class Encoder:
             self.head += b"A"
             blocks.of_numpy(value, value).write(self)
         elif blocks.is_tensor(value):
-            self.head += b"A"
-            blocks.of_tensor(value).write(self)
+            self._tensor(value)
         elif tables.is_frame(value):
             self._frame(value)
         elif self._allow_pickle:
@@ -147,6 +145,17 @@ class Encoder:
                 f"a {kind.__module__}.{kind.__qualname__} can't travel to or from a named deployment, which takes "
                 f"{_TYPES}. Convert it, in a post-processing function for example, or serve with allow_pickle=True."
             )
+
+    def _tensor(self, value: Any) -> None:
+        try:
+            block, kind = blocks.of_tensor(value), blocks.of_kind(value)
+        except errors.UnsupportedType:
+            if not self._allow_pickle:
+                raise
+            self._pickled(value)
+            return
+        self.head += b"G" + bytes([kind]) if kind else b"A"
+        block.write(self)
 
     def _frame(self, value: Any) -> None:
         try:
@@ -241,33 +250,6 @@ def _write_dict(encoder: Encoder, value: dict[Any, Any]) -> None:
     encoder.items(b"d", [part for item in value.items() for part in item])
 
 
-def _write_datetime(encoder: Encoder, value: datetime) -> None:
-    key = value.tzinfo.key if isinstance(value.tzinfo, ZoneInfo) else ""
-    encoder.head += b"D"
-    encoder.text((value.replace(tzinfo=None) if key else value).isoformat())
-    encoder.text(f"{key} {value.fold}")
-
-
-def _write_time(encoder: Encoder, value: time) -> None:
-    encoder.head += b"h"
-    encoder.text(value.isoformat())
-    encoder.head += bytes([value.fold])
-
-
-def _write_date(encoder: Encoder, value: date) -> None:
-    encoder.head += b"e"
-    encoder.text(value.isoformat())
-
-
-def _write_timedelta(encoder: Encoder, value: timedelta) -> None:
-    encoder.head += b"m" + struct.pack("<qqq", value.days, value.seconds, value.microseconds)
-
-
-def _write_decimal(encoder: Encoder, value: Decimal) -> None:
-    encoder.head += b"c"
-    encoder.text(str(value))
-
-
 def _write_array(encoder: Encoder, value: np.ndarray[Any, Any]) -> None:
     encoder.head += b"A"
     blocks.of_numpy(value, value).write(encoder)
@@ -303,11 +285,11 @@ _WRITERS: dict[type, Callable[[Encoder, Any], None]] = {
     tuple: lambda encoder, value: encoder.items(b"t", value),
     list: _write_list,
     dict: _write_dict,
-    datetime: _write_datetime,
-    date: _write_date,
-    time: _write_time,
-    timedelta: _write_timedelta,
-    Decimal: _write_decimal,
+    datetime: moments.write_datetime,
+    date: moments.write_date,
+    time: moments.write_time,
+    timedelta: moments.write_timedelta,
+    Decimal: moments.write_decimal,
     np.ndarray: _write_array,
     Rows: _write_rows,
     TensorBytes: _write_tensor_bytes,
