@@ -78,7 +78,8 @@ class OwnDeployment(Deployment):
         with engine.switch_lock:
             engine.raise_if_closed()
             before, wanted = engine.settings, self._settings_for(changes)
-            if anew or batching or wanted != before:
+            only_budget = [name for name, value in changes.items() if value is not None] == ["memory_budget"]
+            if batching or wanted != before or (anew and not only_budget):
                 self._switch_to(wanted, batching)
             return before, engine.settings
 

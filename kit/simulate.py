@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kit.checks import is_number
@@ -20,7 +20,7 @@ NEVER = float("inf")
 
 def simulate(
     trace: Iterable[Hashable],
-    models: Mapping[Hashable, tuple[int, float]],
+    models: Any,
     budget: Any,
     policies: Sequence[Any] = ("cost", "gdsf", "lru"),
 ) -> pd.DataFrame:
@@ -28,8 +28,8 @@ def simulate(
 
     Args:
         trace: the key of each request, in order.
-        models: for each key the bytes of its model and the seconds that a load takes, such as a deployment's
-            ``models()`` has measured.
+        models: for each key the bytes of its model and the seconds that a load takes; or the table that ``models()`` of
+            a deployment gives, which has measured them, and knows which keys have a model together.
         budget: bytes, or text such as "2GiB"; or a list, an array, a Series or a range of these.
         policies: names, or policy objects (used once, for one budget).
 
@@ -38,7 +38,8 @@ def simulate(
         vs_lru (load_s against the least recently used). A last row a budget, "offline", knows the future: it evicts
         the model with the least (load seconds) / (bytes × requests until its next use). That is a heuristic, not an
         optimum, which can't be had for models of different sizes and costs.
-        A model larger than the budget is counted as loaded anew for each of its requests.
+        A model larger than the budget is counted as loaded anew for each of its requests. Requests are taken one by
+        one; mode ``shared`` needs a model's bytes twice while it loads, and so makes more room than is counted here.
 
     Raises:
         InvalidSetting: an unknown policy or a used one, a budget that isn't a size, an empty trace, a model without
@@ -46,7 +47,9 @@ def simulate(
     """
     import pandas as pd
 
-    requests = _checked_trace(trace, models)
+    requests = _checked_trace(trace, dict(_measured(models)) if hasattr(models, "itertuples") else models)
+    if hasattr(models, "itertuples"):
+        requests, models = _by_model(requests, models)
     several = isinstance(budget, Iterable) and not isinstance(budget, (str, bytes, Mapping))
     budgets = list(budget) if several and getattr(budget, "ndim", None) != 0 else [budget]
     if isinstance(policies, str) or not isinstance(policies, Iterable):
@@ -83,7 +86,7 @@ def _checked_trace(trace: Any, models: Any) -> list[Hashable]:
         raise InvalidSetting(f"simulate: something in the trace can't be a key: {error}.") from error
     for key in distinct:
         if key not in models:
-            raise UnknownKey(f"simulate: the trace has the key {key!r}, which isn't in models.")
+            raise UnknownKey(f"simulate: the trace has the key {key!r}, which isn't in models, or was never loaded.")
         about = models[key]
         pair = about if isinstance(about, (tuple, list)) and len(about) == 2 else (math.nan, math.nan)
         if not all(is_number(value) and 0 <= value < math.inf for value in pair):
@@ -91,6 +94,24 @@ def _checked_trace(trace: Any, models: Any) -> list[Hashable]:
                 f"simulate: models[{key!r}] is {about!r}; give (bytes, load seconds), both numbers of at least 0."
             )
     return requests
+
+
+def _measured(table: Any) -> Iterator[tuple[Hashable, tuple[int, float]]]:
+    """Keys with bytes and load seconds, out of the rows of models that have been loaded."""
+    missing = {"keys", "size_bytes", "load_s"} - set(table.columns)
+    if missing:
+        raise InvalidSetting(
+            f"simulate: the table of models has no column {', '.join(sorted(missing))}; give deployment.models() of a "
+            "deployment with models by key, or a dict from each key to (bytes, load seconds)."
+        )
+    for row in table.dropna(subset=["size_bytes", "load_s"]).itertuples():
+        yield from ((key, (int(row.size_bytes), float(row.load_s))) for key in row.keys)
+
+
+def _by_model(requests: Iterable[Hashable], table: Any) -> tuple[list[Hashable], dict[Hashable, tuple[int, float]]]:
+    """The requests with the first of the keys that a model has in the place of any, and what these models take."""
+    first = {key: keys[0] for keys in table["keys"] for key in keys}
+    return [first[key] for key in requests], dict(_measured(table))
 
 
 def _policy(policy: Any) -> Policy:

@@ -103,6 +103,8 @@ def test_the_budget_is_changed_live_and_models_over_it_go() -> None:
         with pytest.raises(errors.BudgetExceeded, match="pinned"):
             deployment.pin([3])
         assert deployment.settings.memory_budget == 2_500_000
+        deployment.switch(memory_budget="2.5MB")  # as it is
+        assert set(deployment.stats().pid) == pids
         deployment.switch(memory_budget="none").preload([1, 2, 3, 4, 5, 6])
         assert (deployment.models().state == "resident").all()
         assert set(deployment.stats().pid) == pids

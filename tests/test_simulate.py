@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
+import numpy as np
 import pytest
 
 import kit
@@ -14,6 +16,20 @@ from tests.benchmarks import model_traffic
 from tests.test_manager import Model
 
 MODELS = {"a": (40, 1.0), "b": (40, 2.0), "c": (40, 4.0), "big": (90, 3.0)}
+
+
+class Array(kit.ModelHandler):
+    """A model of 1 MB."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def load_model(self) -> Any:
+        return np.full(250_000, self.number, np.float32)
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> list[float]:
+        return [float(model[0]) for _ in batch]
 
 
 def seconds(trace: str, budget: int, policy: str = "lru") -> float:
@@ -31,6 +47,27 @@ def test_seconds_are_those_of_the_loads_that_a_budget_makes_necessary() -> None:
     assert list(table.hits + table.loads) == [6] * 6
     assert (table.vs_lru[table.policy == "lru"] == 1).all()
     assert (table[table.budget_bytes == 120].load_s == 7.0).all()
+
+
+def test_the_table_of_a_deployment_knows_which_keys_have_a_model_together() -> None:
+    handler = kit.KeyedModelHandler(
+        [
+            kit.KeyModelMapping(["a", "b"], Array(1)),
+            kit.KeyModelMapping(["c"], Array(2)),
+            kit.KeyModelMapping(["d"], Array(3)),
+        ]
+    )
+    with kit.deploy(handler, processes=1, memory_budget="1.5MB") as deployment:
+        for key in "abcab":
+            deployment.predict([(key, 1)])
+        models = deployment.models()
+        found = kit.simulate("abcab", models, "1.5MB", ["lru"]).set_index("policy").loc["lru"]
+        assert found.loads == models.loads.sum() == 3
+        assert kit.simulate("abcab", models, "3MB", ["lru"]).loads[0] == 2
+        with pytest.raises(errors.UnknownKey, match="'d', which isn't in models, or was never loaded"):
+            kit.simulate("abd", models, "3MB")
+        with pytest.raises(errors.InvalidSetting, match="no column load_s; give deployment"):
+            kit.simulate("ab", models.drop(columns="load_s"), "3MB")
 
 
 def test_costly_models_stay_under_cost() -> None:

@@ -48,4 +48,4 @@ def update_models(engine: Engine, mappings: Any) -> None:
         engine.places.forget(gone)
         engine.places.pins.load_again(pinned)
     engine.dispatcher.pump()
-    engine.event("update", f"{counted(len(gone), 'model')} by key replaced")
+    engine.event("update", f"{counted(len(gone), 'model') if gone else 'no model'} by key replaced")

@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from kit import errors
@@ -115,13 +115,14 @@ class Process:
         else:
             waiting = self.acks.pop((message.kind, message.request), None)
             if waiting is not None:
-                waiting.set_result(message.value)
+                with contextlib.suppress(InvalidStateError):  # another thread has just seen the end of the process
+                    waiting.set_result(message.value)
 
     def control_closed(self) -> None:
         """All that the process had to say is read: what is still waited for won't come."""
         error = errors.WorkerDied(f"{self.name} (pid {self.pid}) is gone.")
         for future in (self.loaded, *list(self.acks.values())):
-            if not future.done():
+            with contextlib.suppress(InvalidStateError):
                 future.set_exception(error)
 
     def gone(self, status: int | None) -> None:
