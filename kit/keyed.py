@@ -35,7 +35,8 @@ class KeyedModelHandler(ModelHandler):
             processes have objects of their own, each of these keys has a model.
         max_models_per_worker_hint: models loaded at once at most. A budget in bytes is the better way.
         memory_budget: bytes, or text such as "2GiB", for all loaded models together, in all processes of a
-            deployment; `kit.deploy`'s and `switch`'s beat it.
+            deployment; `kit.deploy`'s and `switch`'s beat it. In mode "shared" a model takes twice its bytes while it
+            is loaded.
         policy: which model goes first: "cost", "lru" or "gdsf".
         keep_alive: seconds after which a model that nobody asks for is unloaded.
         large_model: serve all from one model host.

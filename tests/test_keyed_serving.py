@@ -207,6 +207,36 @@ def test_requests_for_loaded_models_overtake_those_that_wait_for_a_load(mode: st
         assert waiting.result(60) == [("slow", (1, 2.0, None))]
 
 
+@pytest.mark.parametrize("mode", ["default", "large"])
+def test_a_slow_function_for_handlers_keeps_other_keys_from_nothing(mode: str, tmp_path: Path) -> None:
+    started, go = tmp_path / "started", tmp_path / "go"
+    os.mkfifo(started)
+    os.mkfifo(go)
+    here = os.getpid()
+
+    def handler_of(key: str) -> Any:
+        if key == "slow" and os.getpid() != here:  # in a serving process
+            with (tmp_path / "asked").open("a") as asked:
+                first = asked.tell() == 0
+                asked.write(f"{os.getpid()} {threading.current_thread().name}\n")
+            if first:
+                started.write_text("started")
+                go.read_text()
+        return Times({"a": 2, "slow": 3}[key])
+
+    with kit.deploy(KeyedModelHandler(handler_of), mode=mode, processes=1) as deployment:
+        assert deployment.predict([("a", 1)]) == [("a", (1, 2.0, None))]
+        waiting = deployment.submit([("slow", 1)])
+        started.read_text()
+        for number in range(5):
+            assert deployment.predict([("a", number)], timeout=60) == [("a", (number, 2.0 * number, None))]
+        assert not waiting.done()
+        go.write_text("go")
+        assert waiting.result(60) == [("slow", (1, 3.0, None))]
+        for line in (tmp_path / "asked").read_text().splitlines():
+            assert line.endswith("kit-load"), "a thread that serves waits for no user's function"
+
+
 def test_overtaking_ends_when_a_load_has_been_patient() -> None:
     """With room for one model and a stream of requests for it that never ends, the other still gets its turn."""
     handler = keyed(a=Times(2), b=Times(3))

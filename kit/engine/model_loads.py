@@ -6,12 +6,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.engine.homes import Place, Resident, choose_home
 from kit.engine.process import STOP_TIMEOUT_S
-from kit.engine.protocol import LOAD_MODEL, SIZE_MODEL, UNLOAD_MODEL
+from kit.engine.protocol import KNOW_MODEL, LOAD_MODEL, SIZE_MODEL, UNLOAD_MODEL
 from kit.engine.segments import Segments
 from kit.engine.trouble import Trouble
 from kit.key_routes import KeyModel
@@ -127,6 +128,7 @@ class ModelLoads:
         place.loading_at = home
         spec = self._places.specs.loaded(place.spec)
         self._count(home, 1)
+        known = self._make_known(place)
         try:
             answer = home.ask(LOAD_MODEL, spec).result()
             self._count(home, -1)
@@ -138,6 +140,9 @@ class ModelLoads:
             place.loading_at = None
         if isinstance(answer, Trouble):
             raise answer.error()
+        for found in known:
+            with contextlib.suppress(errors.WorkerDied):  # another takes its place
+                found.result()
         load_s, size_bytes, mapped = answer
         resident = Resident(place, spec, [home], size_bytes, load_s, mapped)
         self.settle(resident)
@@ -146,6 +151,19 @@ class ModelLoads:
             place.killed, place.beside = home.expected_death, True
             raise errors.WorkerDied(f"{home.name} died.")
         return resident
+
+    def _make_known(self, place: Place) -> list[Future[Any]]:
+        """Have the workers find the handler of a model that a host loads, before one of their threads has to.
+
+        Only where a user's function finds it, which may take its time.
+        """
+        if self._places.listed or not place.topology.settings.remote:
+            return []
+        number = place.spec.route
+        workers = [one for one in place.topology.of_role("worker") if one.ready and number not in one.knows]
+        for worker in workers:
+            worker.knows.add(number)
+        return [worker.ask(KNOW_MODEL, place.spec) for worker in workers]
 
     def _count(self, home: Process, change: int) -> None:
         """Count the loads of a process; those under way when it dies stay."""

@@ -166,6 +166,11 @@ class ModelPlaces:
         self.carry_pins(handler)
         self.pins.load_again()
 
+    @property
+    def listed(self) -> bool:
+        """False where a function finds the handlers of keys."""
+        return self._routes.listed
+
     def carry_pins(self, handler: Any) -> list[KeyModel]:
         """Keep the pins of keys that lead to other models from now on; the models to be loaded for that."""
         before, self._routes = self._routes, handler.routes

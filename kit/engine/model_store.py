@@ -1,6 +1,6 @@
 """Models by key in a serving process: loaded and given up at the owner's word, each load in a thread of its own.
 
-    owner --SIZE_MODEL, LOAD_MODEL, ATTACH_MODEL, UNLOAD_MODEL--> ModelStore --answers--> owner
+    owner --SIZE_MODEL, LOAD_MODEL, ATTACH_MODEL, UNLOAD_MODEL, KNOW_MODEL--> ModelStore --answers--> owner
     worker or host thread --Spec--> KeyedRunners --> the model, which the owner keeps here meanwhile
 
 The owner sends examples only for models that it knows to be here, and holds a lease of them until it has the
@@ -21,14 +21,14 @@ from kit.engine.giving_way import giving_way
 from kit.engine.keyed_requests import Spec
 from kit.engine.keyed_runner import MOST_RUNNERS, with_keys
 from kit.engine.local_model import Computed, LocalModel
-from kit.engine.protocol import ATTACH_MODEL, LOAD_MODEL, SIZE_MODEL, UNLOAD_MODEL
+from kit.engine.protocol import ATTACH_MODEL, KNOW_MODEL, LOAD_MODEL, SIZE_MODEL, UNLOAD_MODEL
 from kit.engine.runner import Outcome, Runner
 from kit.engine.trouble import Trouble
 from kit.key_routes import with_path
 from kit.manager import memory
 from kit.model_bytes import timed_load
 
-KINDS = frozenset((SIZE_MODEL, LOAD_MODEL, ATTACH_MODEL, UNLOAD_MODEL))
+KINDS = frozenset((SIZE_MODEL, LOAD_MODEL, ATTACH_MODEL, UNLOAD_MODEL, KNOW_MODEL))
 
 
 class Handlers:
@@ -46,18 +46,17 @@ class Handlers:
         Raises:
             UnknownKey: there is none. Exception: what the user's function or ``update_model_path`` raises.
         """
-        with self._lock:
-            handler = self._found.get(spec.route)
-            if handler is None:
-                # Where the version is newer than this process, the key leads to what it was made from.
-                route = self._known.get((spec.key, spec.path)) or self._routes.of(spec.key)
-                handler = route.handler
-                if spec.path != route.path:
-                    handler = with_path(handler, spec.path, spec.key)
+        handler = self._found.get(spec.route)
+        if handler is None:
+            # Where the version is newer than this process, the key leads to what it was made from. Without the lock:
+            # a user's function may take its time, and other keys don't wait for it.
+            route = self._known.get((spec.key, spec.path)) or self._routes.of(spec.key)
+            made = route.handler if spec.path == route.path else with_path(route.handler, spec.path, spec.key)
+            with self._lock:
                 if len(self._found) >= MOST_RUNNERS:
                     self._found.clear()
-                self._found[spec.route] = handler
-            return handler
+                handler = self._found.setdefault(spec.route, made)
+        return handler
 
 
 class ModelStore:
@@ -93,11 +92,14 @@ class ModelStore:
         if kind == ATTACH_MODEL:
             spec, segment = value
             try:
+                self.handlers.of(spec)  # here, so that no worker thread asks a slow function for it
                 self._models[spec.model] = weights.attach(fds[0], segment)
             finally:
                 os.close(fds[0])
             return None
         handler = self.handlers.of(value)
+        if kind == KNOW_MODEL:
+            return None
         if kind == SIZE_MODEL:
             return estimated_bytes(handler)
         handler.set_environment_vars()

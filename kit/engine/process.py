@@ -48,6 +48,7 @@ class Process:
         self.condemned = False
         self.expected_death = self.replaced = False
         self.loads = 0
+        self.knows: set[int] = set()  # routes of models by key whose handlers it has found
         self.ready = False
         self.started_at = time.monotonic()
         self.report: dict[str, Any] = {}
