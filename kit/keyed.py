@@ -153,8 +153,11 @@ class KeyedModelHandler(ModelHandler):
         """
         if not model_paths:
             return
-        if self.routes is None or isinstance(model_paths, str):
+        if self.routes is None:
             raise InvalidSetting("update_model_paths needs models by key; use update_model_path for one handler.")
+        if isinstance(model_paths, str):
+            words = "which keys are meant? Give a list of KeyModelPathMapping(keys, path)."
+            raise InvalidSetting(f"update_model_paths({model_paths!r}): {words}")
         if model is not None:
             model.update(model_paths)
         self.routes.update(model_paths)

@@ -88,7 +88,7 @@ def _checked_trace(trace: Any, models: Any) -> list[Hashable]:
         if key not in models:
             raise UnknownKey(f"simulate: the trace has the key {key!r}, which isn't in models, or was never loaded.")
         about = models[key]
-        pair = about if isinstance(about, (tuple, list)) and len(about) == 2 else (math.nan, math.nan)
+        pair = about if hasattr(about, "__len__") and len(about) == 2 else (math.nan, math.nan)
         if not all(is_number(value) and 0 <= value < math.inf for value in pair):
             raise InvalidSetting(
                 f"simulate: models[{key!r}] is {about!r}; give (bytes, load seconds), both numbers of at least 0."

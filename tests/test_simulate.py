@@ -57,6 +57,7 @@ def test_the_table_of_a_deployment_knows_which_keys_have_a_model_together() -> N
             kit.KeyModelMapping(["d"], Array(3)),
         ]
     )
+    assert list(kit.simulate("ab", {"a": np.array([40, 1.0]), "b": [40, 2.0]}, 80).load_s) == [3.0] * 4
     with kit.deploy(handler, processes=1, memory_budget="1.5MB") as deployment:
         for key in "abcab":
             deployment.predict([(key, 1)])

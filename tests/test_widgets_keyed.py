@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import kit
+from kit import errors
 from kit.history import Event
 from kit.settings import Settings
 from tests.models import Doubling
@@ -535,6 +536,8 @@ def test_the_slider_moves_the_budget_of_what_is_served(six_models, panel):
     assert panel._view.errors.value == ""
     events = [event.text for event in six_models.snapshot().events if event.kind == "resize"]
     assert events[-1] == "memory budget 6.3 MB → 1.2 MB"
+    with pytest.raises(errors.InvalidSetting, match='or "none" for no limit'):
+        panel.set_budget(None).result(30)
     panel.set_budget("5MB").result(30)
     until(lambda: view.slider.value == 5, "the slider where the budget is")
 

@@ -87,7 +87,12 @@ class ServingPanel:
 
     def set_budget(self, budget: int | float | str) -> Future[Any]:
         """Switch to another memory budget, such as "200MB"; "none" takes it away."""
-        return self._post("budget", lambda: self._served_one().switch(memory_budget=budget), job="switch")
+        return self._post("budget", lambda: self._resize(budget), job="switch")
+
+    def _resize(self, budget: Any) -> None:
+        if budget is None:
+            raise InvalidSetting('set_budget(None): give bytes, or text such as "200MB", or "none" for no limit.')
+        self._served_one().switch(memory_budget=budget)
 
     def cancel(self) -> Future[Any]:
         """Cancel the switch under way; resolves to False when there is none, or when it has taken over already."""
