@@ -322,23 +322,20 @@ def test_events_tell_when_models_came_and_went_between_two_looks():
     assert log.spans(model("a"))[-1] == (101, 102, "resident")
 
 
-def test_loads_between_two_looks_are_seen_by_their_count():
+def test_where_a_row_lags_behind_the_events_these_are_right():
     log = ModelLog(60)
-    log.note(100.0, [model("a", state="evicted", loads=0), model("b", loads=1), model("c", state="evicted", loads=1)])
-    now = [
-        model("a", loads=1, load_s=0.25),
-        model("b", loads=2, evictions=1, load_s=0.25),
-        model("c", state="evicted", loads=2, evictions=1, load_s=0.25),
-        model("d", loads=1, load_s=0.25),
+    log.note(100.0, [model("a", state="evicted", loads=0), model("b")])
+    events = [
+        Event(100.5, "load", "", seconds=0.25, model="'a'"),
+        Event(100.75, "evict", "", model="'b'"),
     ]
-    log.note(101.0, now)
-    a, b, c, d = map(log.spans, now)
-    assert a == [(100, 100.75, "evicted"), (100.75, 101, "loading"), (101, 101, "resident")]
-    assert [span.state for span in b] == ["resident", "evicted", "loading", "resident"]
-    assert [span.state for span in c] == ["evicted", "loading", "resident", "evicted"]
-    assert [span.state for span in d] == ["evicted", "loading", "resident"]
-    for spans in (a, b, c, d):
-        assert all(0 <= span.end - span.start <= 1 for span in spans)
+    log.note(101.0, [model("a", state="loading", loading_at="worker 0"), model("b")], events)
+    assert log.spans(model("a"))[-1] == (100.5, 101, "resident")
+    assert log.spans(model("b"))[-1] == (100.75, 101, "evicted")
+    events.append(Event(101.5, "evict", "", model="'a'"))
+    log.note(102.0, [model("a", state="evicted"), model("b", state="loading")], events)
+    assert [span.state for span in log.spans(model("a"))] == ["evicted", "loading", "resident", "evicted"]
+    assert log.spans(model("b"))[-1] == (102, 102, "waiting")
 
 
 def test_nothing_is_said_of_a_time_without_a_look():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from kit.history import Event
@@ -27,8 +27,8 @@ class Span(NamedTuple):
 class ModelLog:
     """Remembers the states of models.
 
-    Events tell when loads and evictions were. Where these are missing, the counters of a model tell that there were
-    some between two looks, and when exactly isn't known.
+    Events tell when loads and evictions were; the rest is known as of the looks. A row may still say, or say already,
+    what an event tells: then the event is right.
 
     Args:
         seconds: how far back.
@@ -37,7 +37,6 @@ class ModelLog:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._changes: dict[Hashable, deque[tuple[float, str]]] = {}
-        self._counts: dict[Hashable, tuple[int, int]] = {}
         self._copies: dict[Hashable, int] = {}  # at the last look
         self._read_to = 0.0  # of the events
         self._looked: float | None = None
@@ -49,21 +48,21 @@ class ModelLog:
         blind = before is not None and now - before > BLIND_S
         for row in rows:
             key, state = identity(row), state_of(row)
+            told = news.get(repr(row["keys"][0]), []) if row["keys"] else []
+            copies = int(figure(row, "copies"))
             changes = self._changes.get(key)
-            counts = int(figure(row, "loads")), int(figure(row, "evictions"))
             if changes is None:
                 changes = self._changes[key] = deque(maxlen=MOST_CHANGES)
-                if before is None or blind:
-                    changes.append((now, state))
-                else:
-                    changes.append((before, "evicted"))
-                    self._between(changes, before, now, row, (0, 0), counts, news)
+                changes.append((now, state) if before is None or blind else (before, "evicted"))
             elif blind and before is not None:
                 changes += [(before, ""), (now, state)]
-            elif before is not None:
-                self._between(changes, before, now, row, self._counts[key], counts, news)
-            self._counts[key] = counts
-            self._copies[key] = int(figure(row, "copies"))
+            if before is not None and not blind:
+                if told:
+                    copies = _replay(changes, self._copies.get(key, 0), told)
+                begins = state in ("loading", "waiting", "failed") and changes[-1][1] == "evicted"
+                if (begins or not told) and changes[-1][1] != state:
+                    changes.append((max(now, changes[-1][0]), state))
+            self._copies[key] = copies
             while len(changes) > 1 and changes[1][0] < now - self._seconds:
                 changes.popleft()
         self._looked = now
@@ -83,36 +82,6 @@ class ModelLog:
         if self._looked is not None:
             self._looked = max(self._looked, now)
 
-    def _between(
-        self,
-        changes: deque[tuple[float, str]],
-        before: float,
-        now: float,
-        row: Row,
-        old: tuple[int, int],
-        new: tuple[int, int],
-        news: Mapping[str, Sequence[Event]],
-    ) -> None:
-        told = news.get(repr(row["keys"][0]), ()) if row["keys"] else ()
-        if told:
-            _replay(changes, self._copies.get(identity(row), 0), told)
-            if changes[-1][1] != state_of(row):
-                changes.append((max(now, changes[-1][0]), state_of(row)))
-            return
-        was, state = changes[-1][1], state_of(row)
-        loaded, evicted = new[0] > old[0], new[1] > old[1]
-        took = min(figure(row, "load_s"), (now - before) / 2)
-        if loaded and was != "loading":
-            # Where it was loaded, evicted and loaded again, one of the rounds is shown.
-            began = now - took if state == "resident" else before
-            if was == "resident" and evicted:
-                changes.append((before, "evicted"))
-            changes.append((began, "loading"))
-        if loaded and state not in ("resident", "loading"):
-            changes.append((max(changes[-1][0], before) + took, "resident"))
-        if changes[-1][1] != state:
-            changes.append((now, state))
-
     def loads(self, rows: Sequence[Row]) -> list[Event]:
         """The loads under way, as the events that they will be; their beginning is judged by the looks."""
         spans = [(row, found[-1]) for row in rows if state_of(row) == "loading" and (found := self.spans(row))]
@@ -129,17 +98,18 @@ class ModelLog:
         return [Span(start, end, state) for (start, state), end in zip(changes, ends, strict=False) if state]
 
 
-def _replay(changes: deque[tuple[float, str]], copies: int, told: Sequence[Event]) -> None:
-    """Add what loads and evictions have made of a model that had so many copies."""
+def _replay(changes: deque[tuple[float, str]], copies: int, told: Sequence[Event]) -> int:
+    """Add what loads and evictions have made of a model that had so many copies; returns how many it has then."""
     for event in told:
         last, state = changes[-1]
         if event.kind == "load":
             copies += 1
-            if copies == 1:
+            if state != "resident":
                 if state != "loading":
                     changes.append((max(last, event.began), "loading"))
                 changes.append((max(last, event.time), "resident"))
         else:
-            copies -= 1
-            if copies == 0:
+            copies = max(0, copies - 1)
+            if copies == 0 and state != "evicted":
                 changes.append((max(last, event.time), "evicted"))
+    return copies
