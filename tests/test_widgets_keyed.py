@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
 import xml.etree.ElementTree
 from concurrent.futures import Future
@@ -537,6 +538,22 @@ def test_the_slider_moves_the_budget_of_what_is_served(six_models, panel):
         panel.set_budget(None).result(30)
     panel.set_budget("5MB").result(30)
     until(lambda: view.slider.value == 5, "the slider where the budget is")
+
+
+def test_the_timeline_has_one_model_at_a_time_where_there_is_room_for_one(six_models, panel):
+    six_models.switch(memory_budget="1.2MB")
+    keys = [key for key, _ in PAIRS[:3]]
+    for _ in range(3):  # all between two looks
+        for pair in PAIRS[:3]:
+            six_models.predict([pair])
+
+    def resident():
+        rows = [{"keys": [key]} for key in keys]
+        return [span for row in rows for span in panel._redraw._models.spans(row) if span.state == "resident"]
+
+    until(lambda: len(resident()) >= 9, "all that came and went")
+    found = sorted(resident())
+    assert all(before.end <= after.start for before, after in itertools.pairwise(found))
 
 
 def test_a_deployment_without_models_by_key_has_no_such_view():

@@ -116,7 +116,7 @@ class Redraw:
     def draw(self, deployment: Deployment, only_changes: bool = False) -> None:
         """Bring the view up to date; with `only_changes`, when there is anything new."""
         snapshot = deployment.snapshot(self._seconds)
-        self._models.note(time.time(), snapshot.models)
+        self._models.note(time.time(), snapshot.models, snapshot.events)
         if under_way := self._models.loads(snapshot.models):
             snapshot = dataclasses.replace(snapshot, events=[*snapshot.events, *under_way])
         served = (snapshot.settings, tuple(sorted(snapshot.batching.items(), key=lambda item: item[0])))
