@@ -80,11 +80,15 @@ def takes_paths(handler: Any) -> bool:
     return bool(type(handler).update_model_path.__qualname__ != "ModelHandler.update_model_path")
 
 
-def check_takes_paths(type_name: str, takes: bool, path: Any) -> None:
+def check_takes_paths(handler: Any, path: Any) -> None:
     """Raise InvalidSetting for a path to a model whose handler takes none."""
+    if hasattr(type(handler), "update_model_path"):
+        name, takes = type(handler).__name__, takes_paths(handler)
+    else:  # that of a named deployment isn't here
+        name, takes = handler.type_name, handler.takes_paths
     if not takes:
         raise errors.InvalidSetting(
-            f"update_model({str(path)!r}): {type_name} has no update_model_path(self, model_path=None), "
+            f"update_model({str(path)!r}): {name} has no update_model_path(self, model_path=None), "
             "so its model doesn't come from a path. Write one, or give a new handler."
         )
 

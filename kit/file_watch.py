@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kit import errors
-from kit.checks import check_takes_paths, seconds, takes_paths
+from kit.checks import check_takes_paths, seconds
 from kit.shorten import counted, shorten
 
 if TYPE_CHECKING:
@@ -43,11 +43,7 @@ class ModelWatch:
             raise errors.InvalidSetting("interval_s=None: give seconds above 0.")
         every_s = seconds("interval_s", interval_s)
         assert every_s is not None
-        handler = deployment.handler
-        if hasattr(type(handler), "update_model_path"):
-            check_takes_paths(type(handler).__name__, takes_paths(handler), pattern)
-        else:  # that of a named deployment isn't here
-            check_takes_paths(handler.type_name, handler.takes_paths, pattern)
+        check_takes_paths(deployment.handler, pattern)
         self.pattern = os.path.abspath(os.path.expanduser(pattern))
         self.interval_s: float = every_s
         self.updates: list[str] = []

@@ -160,6 +160,7 @@ def parsers() -> dict[str, Parser]:
     return found
 
 
-def options_of(parser: Parser) -> Sequence[str]:
-    """The long options of a magic, for completion."""
-    return [text for action in parser._actions for text in action.option_strings if text.startswith("--")]
+def options_of(parser: Parser, *, with_value: bool = False) -> Sequence[str]:
+    """The long options of a magic, for completion; or those that a value follows."""
+    actions = [action for action in parser._actions if action.nargs != 0 or not with_value]
+    return [text for action in actions for text in action.option_strings if text.startswith("--")]

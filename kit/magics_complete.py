@@ -57,7 +57,7 @@ def matches(shell: Any, parser: Parser, magic: str, rest: str, here: str) -> lis
             return names()
         # On the line of a magic IPython itself completes attributes only.
         return list(shell.Completer.global_matches(here)) if here and "." not in here else []
-    if before and before[-1] in options_of(parser) and before[-1] not in ("--lines", "--replace", "--allow-pickle"):
+    if before and before[-1] in options_of(parser, with_value=True):
         return []  # its value
     if magic == "switch":
         return [*(() if any(word in MODES for word in before) else MODES), *names()]

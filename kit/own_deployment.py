@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
-from kit.checks import check_function, check_lines, check_takes_paths, takes_paths
+from kit.checks import check_function, check_lines, check_takes_paths
 from kit.deployment import Deployment
 from kit.history import FIGURES
 
@@ -114,7 +114,7 @@ class OwnDeployment(Deployment):
         with engine.switch_lock:
             engine.raise_if_closed()
             handler = copy.copy(engine.handler)
-            check_takes_paths(type(handler).__name__, takes_paths(handler), path)
+            check_takes_paths(handler, path)
             handler.update_model_path(path)
             engine.switch(engine.settings, handler, event="update")
 

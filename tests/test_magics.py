@@ -323,20 +323,26 @@ def test_of_an_error_the_users_own_part_is_shown(shell: InteractiveShell, capsys
             assert len(said.splitlines()) < 20, said
 
 
+def shown_interrupted(shell: InteractiveShell, capsys: pytest.CaptureFixture[str], text: str, file: Path) -> str:
+    """`shown`, interrupted as soon as a file is there."""
+
+    def interrupt() -> None:
+        wait_for_file(file)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    said = shown(shell, capsys, text)
+    other.join()
+    return said
+
+
 def test_an_interrupted_serve_says_what_came_of_it(
     shell: InteractiveShell, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     shell.run_cell(LOADS)
     shell.user_ns["folder"] = str(tmp_path)
-
-    def interrupt() -> None:
-        wait_for_file(tmp_path / "loads 2")
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    other = threading.Thread(target=interrupt)
-    other.start()
-    said = shown(shell, capsys, "%serve Loads(folder, 2) --name x --processes 1")
-    other.join()
+    said = shown_interrupted(shell, capsys, "%serve Loads(folder, 2) --name x --processes 1", tmp_path / "loads 2")
     assert said.strip() == "KeyboardInterrupt: the load of 'x' was cancelled, and nothing is served."
     wait_for(lambda: client.names() == [], "it is gone")
 
@@ -351,15 +357,7 @@ def test_an_interrupted_switch_says_what_came_of_it(
     deployment = line(shell, f"%serve Loads(folder, 2) {options} --processes 1")
     (tmp_path / "go").unlink()
     (tmp_path / "loads 2").unlink()
-
-    def interrupt() -> None:
-        wait_for_file(tmp_path / "loads 2")
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-    other = threading.Thread(target=interrupt)
-    other.start()
-    said = shown(shell, capsys, "%switch large")
-    other.join()
+    said = shown_interrupted(shell, capsys, "%switch large", tmp_path / "loads 2")
     assert said.splitlines()[-1].startswith(f"KeyboardInterrupt: {words}, and ")
     assert said.strip().endswith("serves on as before.")
     assert "Traceback" not in said

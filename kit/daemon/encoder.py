@@ -67,10 +67,7 @@ class Encoder:
         Raises:
             UnsupportedType: an example can't travel.
         """
-        try:
-            return self._rows(values)
-        except errors.UnsupportedType as error:
-            raise errors.UnsupportedType(f"in an example: {error.args[0]}") from None
+        return self._rows_of(values, "an example", errors.UnsupportedType)
 
     def results(self, values: Any) -> Encoder:
         """Encode what a handler made of examples, likewise.
@@ -78,10 +75,13 @@ class Encoder:
         Raises:
             UnsupportedResult: a result can't travel.
         """
+        return self._rows_of(values, "a result of the handler", errors.UnsupportedResult)
+
+    def _rows_of(self, values: Any, what: str, kind: type[errors.UnsupportedType]) -> Encoder:
         try:
             return self._rows(values)
         except errors.UnsupportedType as error:
-            raise errors.UnsupportedResult(f"in a result of the handler: {error.args[0]}") from None
+            raise kind(f"in {what}: {error.args[0]}") from None
 
     def _rows(self, values: Any) -> Encoder:
         if type(values) is list and values:
@@ -146,23 +146,27 @@ class Encoder:
                 f"{_TYPES}. Convert it, in a post-processing function for example, or serve with allow_pickle=True."
             )
 
-    def _tensor(self, value: Any) -> None:
+    def _prepared(self, make: Callable[[], Any]) -> Any:
+        """What `make` makes of a value; None where it can't and the value may be pickled."""
         try:
-            block, kind = blocks.of_tensor(value), blocks.of_kind(value)
+            return make()
         except errors.UnsupportedType:
             if not self._allow_pickle:
                 raise
+            return None
+
+    def _tensor(self, value: Any) -> None:
+        made = self._prepared(lambda: (blocks.of_tensor(value), blocks.of_kind(value)))
+        if made is None:
             self._pickled(value)
             return
+        block, kind = made
         self.head += b"G" + bytes([kind]) if kind else b"A"
         block.write(self)
 
     def _frame(self, value: Any) -> None:
-        try:
-            table = tables.table(value)
-        except errors.UnsupportedType:
-            if not self._allow_pickle:
-                raise
+        table = self._prepared(lambda: tables.table(value))
+        if table is None:
             self._pickled(value)
             return
         self.head += b"W"
@@ -178,11 +182,8 @@ class Encoder:
         """DataFrames that are alike, as one; False where they can't travel as such, or aren't."""
         if not tables.alike(values):
             return False
-        try:
-            table = tables.joined(values)
-        except errors.UnsupportedType:
-            if not self._allow_pickle:
-                raise
+        table = self._prepared(lambda: tables.joined(values))
+        if table is None:
             return False
         self.head += b"Q"
         self.add([len(frame) for frame in values])
