@@ -428,6 +428,48 @@ def test_forget_gives_the_next_request_a_new_version_while_the_old_one_is_in_use
     assert manager.resident("a")
 
 
+def test_a_retired_lease_takes_its_own_model_along_and_no_later_one() -> None:
+    shelf = Shelf({"a": 40})
+    manager = shelf.manager(100)
+    first, second = manager.acquire("a"), manager.acquire("a")
+    manager.retire(first)
+    manager.acquire("a").release()
+    manager.retire(second)  # who notices late that the model is of no use leaves the next one alone
+    assert manager.resident("a")
+    assert manager.used_bytes == 40
+    assert shelf.loads == ["a", "a"]
+
+
+def test_a_load_waits_for_what_goes_anyway_rather_than_evicting_another(pool: ThreadPoolExecutor) -> None:
+    shelf, clock = Shelf({"a": 40, "b": 40, "c": 40}), Clock()
+    manager = shelf.manager(100, clock=clock)
+    lease = manager.acquire("a")
+    manager.acquire("b").release()
+    manager.unload(["a"])  # goes with its lease
+    waiting = pool.submit(manager.acquire, "c")
+    wait_until(lambda: states(manager).get("c") == "loading")
+    assert manager.resident("b")
+    lease.release()
+    waiting.result(WAIT_S).release()
+    assert states(manager) == {"a": "evicted", "b": "resident", "c": "resident"}
+
+
+def test_a_load_waits_no_longer_than_its_patience_for_what_goes_anyway(pool: ThreadPoolExecutor) -> None:
+    shelf, clock = Shelf({"a": 40, "b": 40, "c": 40}), Clock()
+    manager = shelf.manager(100, clock=clock, patience_s=5.0)
+    lease = manager.acquire("a")
+    manager.acquire("b").release()
+    manager.unload(["a"])
+    waiting = pool.submit(manager.acquire, "c")
+    wait_until(lambda: states(manager).get("c") == "loading")
+    clock.now += 5.0
+    with manager._changed:
+        manager._changed.notify_all()
+    waiting.result(WAIT_S).release()
+    assert states(manager)["b"] == "evicted"
+    lease.release()
+
+
 def test_a_model_is_unloaded_when_nobody_uses_it_for_a_while() -> None:
     shelf = Shelf({"a": 60})
     manager = shelf.manager(100, keep_alive=0.05)

@@ -176,9 +176,9 @@ class Machine(RuleBasedStateMachine):
         for name, lease in getattr(self, "leases", []):
             assert lease.model is not None
             assert lease.model.name == name
-            assert lease._entry is not None
-            assert lease._entry.state == RESIDENT
-            assert lease._entry.model is lease.model
+            assert lease.entry is not None
+            assert lease.entry.state == RESIDENT
+            assert lease.entry.model is lease.model
 
     @invariant()
     def every_request_is_answered_once(self) -> None:

@@ -53,7 +53,8 @@ class ModelPlaces:
         self.topology: Topology | None = None
         self.engine = engine
         self._places: dict[KeyModel, list[Place]] = {}  # of the topology that serves
-        self._lock = threading.Lock()  # held where `topology` and `_places` change
+        self._lock = threading.Lock()  # held where `topology`, `_places` and what has died change
+        self._gone: list[Place] = []  # died with their process
         self.pins = Pins(self)
         self._routes: Routes = handler.routes
         self._loads = LoadThreads("kit-load", LOADERS)
@@ -115,6 +116,7 @@ class ModelPlaces:
     def lease(self, route: Route, timeout: float | None = None) -> Any:
         """A lease of a model, loaded first where it isn't; `timeout` and errors are those of `ModelManager.acquire`."""
         while True:
+            self._forget_gone()
             place = self.place(route)
             self.copies.make_room(place)
             try:
@@ -125,13 +127,13 @@ class ModelPlaces:
                 if place.topology is self.topology or self.engine.dispatcher.closed:
                     raise
                 continue  # another topology serves now
-            resident = place.resident
-            known = place in self._places.get(route.model, ())
-            if known and resident is not None and resident is lease.model and resident.there:
-                return lease
+            with self._lock:
+                resident = place.resident
+                known = place in self._places.get(route.model, ())
+                if known and resident is not None and resident is lease.model and resident.there:
+                    return lease
             # Its process has died meanwhile, or its topology was replaced.
-            lease.release()
-            self.manager.forget([place])
+            self.manager.retire(lease)
 
     def place(self, route: Route, copy: int = 0) -> Place:
         """The place of a model, or of its copy of that number, in the topology that serves."""
@@ -200,24 +202,27 @@ class ModelPlaces:
 
     def lost(self, process: Process) -> None:
         """A process has died, and its models with it; called in any thread."""
-        gone = []
-        for place in self.all():
-            resident = place.resident
-            if resident is not None and process in resident.homes:
-                resident.homes.remove(process)
-                if not (resident.homes or resident.fd >= 0):
-                    self._remove(place)  # a new one takes its part, so that no two loads mix
-                    place.resident = None
-                    gone.append(place)
+        gone: list[Place] = []
+        with self._lock:  # whoever looks meanwhile would load into a place that is about to go
+            for place in self.all():
+                resident = place.resident
+                if resident is not None and process in resident.homes:
+                    resident.homes.remove(process)
+                    if not (resident.homes or resident.fd >= 0):
+                        self._places[place.model].remove(place)  # a new one takes its part, so that no two loads mix
+                        place.resident = None
+                        gone.append(place)
+            self._gone += gone
         if gone:
-            self._evictions.run(lambda: self.manager.forget(gone))
+            self._evictions.run(self._forget_gone)
             self.pins.load_again([place.model for place in gone])
 
-    def _remove(self, place: Place) -> None:
+    def _forget_gone(self) -> None:
+        """Give back what models that died with their process count for, before a load evicts another for it."""
         with self._lock:
-            places = self._places.get(place.model, [])
-            if place in places:
-                places.remove(place)
+            gone, self._gone = self._gone, []
+        if gone:
+            self.manager.forget(gone)
 
     @contextlib.contextmanager
     def at(self, route: Route, process: Process) -> Any:
@@ -255,7 +260,9 @@ class ModelPlaces:
     def forget(self, models: Iterable[KeyModel]) -> None:
         """Unload models that no key leads to any more."""
         for model in models:
-            self.manager.forget(self._places.pop(model, []))
+            with self._lock:
+                places = self._places.pop(model, [])
+            self.manager.forget(places)
 
     def size_of(self, model: KeyModel) -> int | None:
         """Bytes of a model as measured at its last load."""

@@ -86,7 +86,7 @@ class ModelManager(Views):
         tier = HostTier(device, 0 if host_budget == 0 else parse_bytes(host_budget, "host_budget"), chosen)
         bring = load if timed else partial(_timed, load, measure)
         self._traffic = Traffic(bring, size_of, drop, chosen, room, tier, backoff_s, clock)
-        self._later = later or _at_once
+        self._later = later or (lambda action: action())
         self._changed = self._traffic.changed
         self._room = room
         self._entries: dict[Hashable, Entry] = {}
@@ -232,6 +232,16 @@ class ModelManager(Views):
                     entry.retired = True
                     self._take_away(entry)
 
+    def retire(self, lease: Lease) -> None:
+        """Release a lease whose model is of no use any more; as `forget`, unless it was loaded again meanwhile."""
+        entry = lease.entry
+        with self._changed:
+            if entry is not None and self._entries.get(entry.name) is entry:
+                del self._entries[entry.name]
+                entry.retired = True
+                self._take_away(entry)
+        lease.release()
+
     def _take_away(self, entry: Entry) -> None:
         entry.pinned = False
         if entry.state in (RESIDENT, LOADING):
@@ -288,7 +298,3 @@ def _timed(load: Callable[[Hashable], Any], measure: Callable[[Any], int | None]
     from kit import model_bytes
 
     return model_bytes.timed_load(lambda: load(name), measure)
-
-
-def _at_once(action: Callable[[], None]) -> None:
-    action()

@@ -126,17 +126,17 @@ class Lease:
         loaded: True when this lease's request had to load or move the model.
     """
 
-    __slots__ = ("_entry", "_manager", "loaded", "model")
+    __slots__ = ("_manager", "entry", "loaded", "model")
 
     def __init__(self, manager: ModelManager, entry: Entry, loaded: bool) -> None:
         self._manager = manager
-        self._entry: Entry | None = entry
+        self.entry: Entry | None = entry
         self.model = entry.model
         self.loaded = loaded
 
     def release(self) -> None:
         """Let the model go; idempotent."""
-        entry, self._entry, self.model = self._entry, None, None
+        entry, self.entry, self.model = self.entry, None, None
         if entry is not None:
             self._manager._release(entry)
 

@@ -158,7 +158,10 @@ class Room:
         return not any(self._short(ticket.entry))
 
     def to_evict(self, ticket: Ticket, now: float) -> list[Entry]:
-        """Idle models that have to go for the ticket's load; empty when it must wait first."""
+        """Idle models that have to go for the ticket's load; empty when it must wait first.
+
+        Those that go anyway, at once or with their last lease, come first.
+        """
         if ticket is not self.line[0]:
             return []
         impatient = now - ticket.since >= self.patience_s
@@ -168,6 +171,10 @@ class Room:
         closing = [entry for entry in self.present if entry.closing and entry.idle]
         if closing:
             return closing
+        for going in self.present:  # its bytes come by themselves
+            if going.leaving or (going.closing and not impatient):
+                short -= going.held_bytes
+                too_many -= 1
         free = [entry for entry in self.present if entry.idle and (impatient or not self._protected(entry, now))]
         return self._choose(free, short, too_many)
 
