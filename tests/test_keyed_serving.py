@@ -208,6 +208,23 @@ def test_requests_for_loaded_models_overtake_those_that_wait_for_a_load(mode: st
 
 
 @pytest.mark.parametrize("mode", ["default", "large"])
+def test_slow_loads_keep_no_other_key_waiting_however_many_they_are(mode: str, tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(6)]
+    for folder in folders:
+        folder.mkdir()
+    slow = {f"slow {folder.name}": Gated(2, folder) for folder in folders}
+    with kit.deploy(keyed(b=Times(3), **slow), mode=mode, processes=1) as deployment:
+        waiting = [deployment.submit([(key, 1)]) for key in slow]
+        for folder in folders:
+            int((folder / "started").read_text())
+        assert deployment.predict([("b", 2)], timeout=60) == [("b", (2, 6.0, None))]
+        assert not any(future.done() for future in waiting)
+        for folder in folders:
+            (folder / "go").write_text("go")
+        assert [future.result(60) for future in waiting] == [[(key, (1, 2.0, None))] for key in slow]
+
+
+@pytest.mark.parametrize("mode", ["default", "large"])
 def test_a_slow_function_for_handlers_keeps_other_keys_from_nothing(mode: str, tmp_path: Path) -> None:
     started, go = tmp_path / "started", tmp_path / "go"
     os.mkfifo(started)

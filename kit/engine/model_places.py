@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from kit.engine.topology import Topology
     from kit.settings import Settings
 
-#: Loads that may go on, or wait for room, at once.
-LOADERS = 4
+#: Loads at once; more of them, one by one, while those are slow or wait for room.
+LOADERS, MOST_LOADERS = 4, 64
 
 
 class ModelPlaces:
@@ -57,7 +57,7 @@ class ModelPlaces:
         self._gone: list[Place] = []  # died with their process
         self.pins = Pins(self)
         self._routes: Routes = handler.routes
-        self._loads = LoadThreads("kit-load", LOADERS)
+        self._loads = LoadThreads("kit-load", LOADERS, MOST_LOADERS)
         self._evictions = LoadThreads("kit-evict", 1)  # of its own: loads wait for these
         self._moves = ModelLoads(self)
         self.copies = Copies(self)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from kit import batching, errors
 from kit.engine.answer_future import AnswerFuture
+from kit.engine.codec import concatenate
 from kit.engine.runner import Batch, as_list, pick
 from kit.engine.trouble import Trouble
 from kit.engine.turn import Turn
@@ -282,10 +283,7 @@ class Chunk:
         if len(self.parts) == 1:
             part = self.parts[0]
             return as_list(pick(part.request.sent, part.indices))
-        examples: list[Any] = []
-        for part in self.parts:
-            examples += pick(part.request.sent, part.indices)
-        return examples
+        return concatenate([pick(part.request.sent, part.indices) for part in self.parts])
 
     def singles(self) -> list[Chunk]:
         """One chunk for each example."""
