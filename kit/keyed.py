@@ -37,7 +37,8 @@ class KeyedModelHandler(ModelHandler):
         memory_budget: bytes, or text such as "2GiB", for all loaded models together, in all processes of a
             deployment; `kit.deploy`'s and `switch`'s beat it. In mode "shared" a model takes twice its bytes while it
             is loaded.
-        policy: which model goes first: "cost", "lru" or "gdsf".
+        policy: which model goes first: "cost", "lru" or "gdsf", or an object of a class of your own that is a
+            `kit.manager.policy.Policy`, of which a deployment uses a copy.
         keep_alive: seconds after which a model that nobody asks for is unloaded.
         large_model: serve all from one model host.
 

@@ -118,8 +118,7 @@ def _policy(policy: Any) -> Policy:
     found = rules.make(policy)
     if found.clock:
         raise InvalidSetting(
-            f"simulate: the policy object {found.name!r} has seen requests already; give its name, or a new one "
-            "for each budget."
+            f"simulate: the policy object {found.name!r} has seen requests already; give its name, or a new one."
         )
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from typing import Any
 
@@ -134,6 +135,40 @@ def test_what_goes_wrong_in_a_load_thread_fails_the_requests_of_its_key(capfd: p
                 future.result(30)
         assert deployment.models()["in_use"].sum() == 0
     assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+class Mine(Lru):
+    """One of a user's own, which can't tell what a model is worth that it hasn't seen."""
+
+    name = "mine"
+
+    def score(self, model: Any) -> float:
+        return float(self.facts[model].last)
+
+
+def test_a_policy_of_ones_own_serves_again_and_again() -> None:
+    mappings = [KeyModelMapping([key], Times(key)) for key in range(4)]
+    handler = KeyedModelHandler(mappings, policy=Mine(), memory_budget="2.5MB")
+    pairs = [(key, 2) for key in range(4)]
+    for _ in range(2):  # what it has learnt of the first deployment's models isn't the handler's
+        with kit.deploy(handler, processes=1) as deployment:
+            assert deployment.predict(pairs) == [(key, (2, 2.0 * key, None)) for key in range(4)]
+            deployment.update_models([KeyModelPathMapping([3], "5")])
+            assert deployment.predict([(3, 2)])[0][1].inference == 10.0
+            assert len(deployment.models()) == 4
+    assert [one[1].inference for one in pairs | RunInference(handler)] == [0, 2, 4, 6]
+
+
+def test_a_policy_that_cannot_tell_what_a_model_is_worth_leaves_the_table_to_be_seen() -> None:
+    manager = ModelManager(str, policy=Mine(), size_of=lambda name: 5)
+    manager.acquire("a").release()
+    manager._traffic.policy.facts.clear()
+    assert math.isnan(manager.rows()[0]["score"])
+
+
+def test_a_policy_class_is_refused_with_what_to_give() -> None:
+    with pytest.raises(errors.InvalidSetting, match="or an object of a class of your own"):
+        KeyedModelHandler([KeyModelMapping(["a"], Times(1))], policy=Mine)
 
 
 # ---- examples with and without keys --------------------------------------------------------------

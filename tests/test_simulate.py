@@ -107,6 +107,18 @@ def test_a_manager_loads_what_the_simulation_says(policy: str) -> None:
     assert len(loads) == table.loads[policy]
 
 
+USED = Lru()
+USED.used("a")
+
+
+def test_a_policy_object_learns_each_budget_anew_and_stays_as_it_is() -> None:
+    policy = Lru()
+    table = kit.simulate("abcab", MODELS, [80, 90], [policy, "lru"])
+    pairs = [part.loads.tolist()[:2] for _, part in table.groupby("budget_bytes")]
+    assert all(own == named for own, named in pairs)
+    assert policy.clock == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -119,7 +131,7 @@ def test_a_manager_loads_what_the_simulation_says(policy: str) -> None:
         (("a", MODELS, 80, 5), errors.InvalidSetting, "policies=5"),
         (("a", MODELS, []), errors.InvalidSetting, "at least one budget"),
         (("a", MODELS, [80, "much"]), errors.InvalidSetting, "budget='much' isn't a size"),
-        (("a", MODELS, [80, 90], [Lru()]), errors.InvalidSetting, "'lru' has seen requests already"),
+        (("a", MODELS, [80, 90], [USED]), errors.InvalidSetting, "'lru' has seen requests already"),
         ((5, MODELS, 80), errors.InvalidSetting, "trace=5: give the key of each request"),
         (([["a"]], MODELS, 80), errors.InvalidSetting, "can't be a key: unhashable type: 'list'"),
         (("a", [("a", 40, 1)], 80), errors.InvalidSetting, "models is a list; give a dict from each key"),

@@ -169,7 +169,7 @@ def _rank(spec: Spec, index: int) -> bytes:
 
 def least_busy(places: list[Place], lane: Lane, lanes: list[Lane]) -> Place:
     """Of the places that serve a lane the one with the fewest chunks on their way to it."""
-    able = [place for place in places if place.serves(lane)]
+    able = [place for place in places if place.serves(lane)] or places  # the last one may have just gone
     if len(able) == 1 or lane.hosts is None:
         return able[0]
     waiting = [chunk.about[1] for other in lanes for chunk in other.in_flight]

@@ -37,7 +37,7 @@ class ModelManager(Views):
             `device` these are the device's bytes.
         size_of: called with a name, returns the model's bytes before it is loaded, None where it doesn't know.
         measure: called with a loaded model, returns its bytes; None where it doesn't know.
-        policy: "cost", "lru", "gdsf", or an object like those of `kit.manager.policy`.
+        policy: "cost", "lru", "gdsf", or an object like those of `kit.manager.policy`, of which it uses a copy.
         max_models: models loaded at once at most, None for no limit.
         keep_alive: seconds after which a model that nobody uses is unloaded, None for never.
         hysteresis: a model in demand is kept for this many times its load seconds.

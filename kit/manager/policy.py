@@ -6,6 +6,8 @@ Time is counted in requests, not in seconds: only relative rates matter, and a q
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -154,17 +156,31 @@ POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in (Cost, Lr
 
 
 def make(policy: Any) -> Policy:
-    """A policy by name, or one of your own as it is.
+    """A policy by name, or a copy of one of your own, since what it learns is of one manager's models.
 
     Raises:
-        InvalidSetting: no such policy.
+        InvalidSetting: no such policy, or it can't be copied.
     """
     if isinstance(policy, Policy):
-        return policy
+        try:
+            return copy.deepcopy(policy)
+        except Exception as error:
+            raise InvalidSetting(f"policy={policy!r}: it can't be copied: {type(error).__name__}: {error}.") from error
     kind = POLICIES.get(policy) if isinstance(policy, str) else None
     if kind is None:
-        raise InvalidSetting(f"policy={policy!r}: give one of {', '.join(map(repr, POLICIES))}.")
+        raise InvalidSetting(
+            f"policy={policy!r}: give one of {', '.join(map(repr, POLICIES))}, or an object of a class of your own "
+            "that is a kit.manager.policy.Policy."
+        )
     return kind()
+
+
+def worth(policy: Policy, model: Hashable) -> float:
+    """The score of a model for a table; NaN where a policy of the user's can't tell."""
+    try:
+        return float(policy.score(model))
+    except Exception:
+        return math.nan
 
 
 def victims(policy: Policy, idle: Iterable[tuple[Hashable, int]], need_bytes: int) -> list[Hashable]:

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from kit.manager.entry import Entry
+from kit.manager.policy import worth
 from kit.manager.room import Room
 from kit.manager.traffic import Event, Traffic
 
@@ -68,13 +69,13 @@ class Views:
 
         name; state ("loading", "resident", "host tier", "evicted", "failed"); size_bytes (None before it is known);
         hits, requests, loads, evictions; load_s (last), load_total_s; idle_s since it was last used (None: never);
-        score (the policy's, higher is kept longer); in_use (leases); pinned; error (text, None where none;
-        also why a model couldn't be loaded under the budget as it is).
+        score (the policy's, higher is kept longer; NaN where it can't tell); in_use (leases); pinned; error (text, None
+        where none; also why a model couldn't be loaded under the budget as it is).
         """
         with self._traffic.changed:
-            now, score = self._traffic.clock(), self._traffic.policy.score
+            now, policy = self._traffic.clock(), self._traffic.policy
             entries = list(self._entries.values())
-            found = [entry.row(now, score(entry.name)) for entry in entries]
+            found = [entry.row(now, worth(policy, entry.name)) for entry in entries]
             refused = self._room.refusals(entries)
         for row in found:
             row["error"] = row["error"] or refused.get(row["name"])
