@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-GRACE_S = 8.0
+GRACE_S = 20.0
 
 # A shell's background job ignores interrupts, and so would the scripts that we interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -318,7 +318,7 @@ def test_threshold() -> None:
 
 
 def test_timeout_of_a_load() -> None:
-    good, _, bad, _ = letters(models.Slow(load_s=4), [0, 0], timeout=0.5)
+    good, _, bad, _ = letters(models.Slow(load_s=2), [0, 0], timeout=0.5)
     assert good == []
     assert [(batch, info[0]) for batch, info in bad] == [([0], TimeoutError)] * 2
 
