@@ -368,6 +368,41 @@ def test_errors_are_of_the_class_that_the_handler_raised() -> None:
         check([("a", 1)], ours(models.AddsOne()), [])  # pairs for a handler without keys
 
 
+class OfTwo(Exception):
+    def __init__(self, code: int, words: str) -> None:
+        super().__init__(code, words)
+
+
+RAISED = [
+    (KeyError("key"), KeyError, "KeyError('key')"),
+    (RuntimeError(), RuntimeError, "RuntimeError()"),
+    (OfTwo(5, "t"), OfTwo, "OfTwo(5, 't')"),
+    (ValueError("two\n\nlines: of it"), ValueError, "ValueError('two\\n\\nlines: of it')"),
+    (
+        ValueError("Traceback (most recent call last):\nZeroDivisionError: quoted"),
+        ValueError,
+        "ValueError('Traceback (most recent call last):\\nZeroDivisionError: quoted')",
+    ),
+    (ExceptionGroup("all", [OSError("one")]), ExceptionGroup, "ExceptionGroup('all (1 sub-exception)')"),
+    (StopIteration("too early"), StopIteration, "StopIteration('too early')"),
+]
+
+
+class RaisesOneOfThem(kit.ModelHandler):
+    def load_model(self) -> object:
+        return object()
+
+    def run_inference(self, batch: Any, model: object, inference_args: Any = None) -> Any:
+        raise RAISED[batch[0]][0]
+
+
+def test_dead_letters_have_the_class_and_the_repr_of_the_error_that_was_raised() -> None:
+    _, _, bad, _ = letters(RaisesOneOfThem(max_batch_size=1), range(len(RAISED)))
+    assert [info[:2] for _, info in sorted(bad)] == [(cls, text) for _, cls, text in RAISED]
+    with pytest.raises(errors.InferenceFailed, match="StopIteration: too early"):
+        check([len(RAISED) - 1], ours(RaisesOneOfThem(max_batch_size=1)), [])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
+import contextlib
 import re
 import sys
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 from kit.errors import KitError
 
 Info = tuple[type[BaseException], str, list[str]]
-_LAST = re.compile(r"^(?P<name>[A-Za-z_][\w.<>]*)(?:: (?P<words>.*))?$", re.DOTALL)
+#: The line of a traceback that names the exception; those of a group stand behind a bar.
+_HEADER = re.compile(r"^(?:[ +-]*\| )?(?P<name>[A-Za-z_][\w.<>]*)(?:: (?P<words>.*))?$", re.MULTILINE)
 
 
 def info_of(error: BaseException) -> Info:
@@ -20,16 +23,16 @@ def info_of(error: BaseException) -> Info:
     process has it, and is `kit.errors.InferenceFailed` otherwise.
     """
     trace = getattr(error, "remote_traceback", "")
-    cls, words = _raised(trace)
+    cls, words = _raised(trace, str(error.args[0]) if error.args else "")
     if cls is None:
         return type(error), f"{type(error).__name__}({str(error.args[0] if error.args else '')!r})", [str(error)]
-    return cls, f"{cls.__name__}({words!r})", trace.splitlines(keepends=True)
+    return cls, f"{cls.__name__}{_arguments(cls, words)}", trace.splitlines(keepends=True)
 
 
 def as_raised(error: BaseException) -> BaseException:
     """The error as Beam's own step would raise it, of the class that the handler's has; itself where that can't be."""
     cls = info_of(error)[0] if getattr(error, "remote_traceback", "") else None
-    if cls is None or issubclass(cls, KitError) or not issubclass(cls, Exception):
+    if cls is None or issubclass(cls, KitError | StopIteration) or not issubclass(cls, Exception):
         return error
     try:
         return cls(str(error.args[0]))
@@ -37,16 +40,35 @@ def as_raised(error: BaseException) -> BaseException:
         return error
 
 
-def _raised(trace: str) -> tuple[type[BaseException] | None, str]:
-    """Class and words of the exception at the end of a traceback's text."""
-    block = trace.rpartition("Traceback (most recent call last):")[2].lstrip("\n")
-    lines = block.splitlines()
-    while lines and lines[0].startswith(" "):
-        del lines[0]
-    match = _LAST.match("\n".join(lines))
-    if match is None:
-        return None, ""
-    return _class_named(match["name"]), match["words"] or ""
+def _raised(trace: str, message: str) -> tuple[type[BaseException] | None, str]:
+    """Class and words of the exception that a traceback's text is of; `message` ends with both."""
+    found = ("", "")
+    for header in _HEADER.finditer(trace):
+        name = header["name"]
+        at = message.find(f"{name.rpartition('.')[2]}: ")
+        words = message[at:].partition(": ")[2]
+        # What it says may look like the end of another traceback: the longest words are all of them.
+        if (
+            at >= 0
+            and trace.startswith(f"{name}: {words}".rstrip(": "), header.start("name"))
+            and (not found[0] or len(words) > len(found[1]))
+        ):
+            found = name, words
+    if not found[0]:
+        last = list(_HEADER.finditer(trace))[-1:]
+        found = (last[0]["name"], last[0]["words"] or "") if last else found
+    return _class_named(found[0]) if found[0] else None, found[1]
+
+
+def _arguments(cls: type[BaseException], words: str) -> str:
+    """What an exception of these words was made of, as its repr has it."""
+    if not words or cls is KeyError:  # the words of that are the repr of the key
+        return f"({words})"
+    if cls.__str__ is BaseException.__str__ and words[0] == "(":  # of several
+        with contextlib.suppress(ValueError, SyntaxError):
+            if isinstance(ast.literal_eval(words), tuple):
+                return words
+    return f"({words!r})"
 
 
 def _class_named(name: str) -> type[BaseException] | None:

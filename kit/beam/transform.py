@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInferenceDLQ
+from apache_beam.transforms.ptransform import _NamedPTransform
 from apache_beam.transforms.window import FixedWindows, GlobalWindows
 
 from kit import errors
@@ -168,6 +169,10 @@ class RunInference(RightOfTheBar, beam.PTransform):
             left = list(sized(left))
         return super().__ror__(left, label)
 
+    def __rrshift__(self, label: str) -> Any:
+        """The step under a label, for arrays too."""
+        return _Labelled(self, label)
+
     def __str__(self) -> str:
         return repr(self)
 
@@ -236,6 +241,10 @@ class RunInference(RightOfTheBar, beam.PTransform):
                 pcoll, failed = pcoll | f"{what}-{number}" >> step.with_exception_handling(**self._letters)
                 bad.append(failed)
         return pcoll, bad
+
+
+class _Labelled(RightOfTheBar, _NamedPTransform):
+    """What Beam makes of ``label >> step``; left of it numpy would take the bar for itself."""
 
 
 def _in_words(name: str, settings: Settings, *, by_key: bool) -> str:
