@@ -85,11 +85,17 @@ class Pins:
         with contextlib.suppress(errors.KitError):  # its requests will say what is wrong
             self._places.lease(route).release()
 
-    def check(self, budget: int | None) -> None:
-        """Raise BudgetExceeded when the pinned models alone take more, as far as it is known what they take."""
-        pinned = sum(self._places.size_of(model) or 0 for model in list(self._routes))
-        if budget is not None and pinned > budget:
+    def check(self, budget: int | None, loading_factor: float = 1.0) -> None:
+        """Raise BudgetExceeded when the pinned models alone take more, as far as it is known what they take.
+
+        Args:
+            loading_factor: bytes that one takes while it is loaded, in its bytes.
+        """
+        sizes = [self._places.size_of(model) or 0 for model in list(self._routes)]
+        pinned, more = sum(sizes), int((loading_factor - 1.0) * max(sizes, default=0))
+        if budget is not None and pinned + more > budget:
+            beside = f", and {format_bytes(more)} more while the largest of them is loaded" if more else ""
             raise errors.BudgetExceeded(
-                f"the pinned models take {format_bytes(pinned)}, and the new memory budget is {format_bytes(budget)}: "
-                "unpin some first."
+                f"the pinned models take {format_bytes(pinned)}{beside}, and the new memory budget is "
+                f"{format_bytes(budget)}: unpin some first, or raise memory_budget."
             )

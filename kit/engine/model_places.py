@@ -54,7 +54,6 @@ class ModelPlaces:
         self.engine = engine
         self._places: dict[KeyModel, list[Place]] = {}  # of the topology that serves
         self._lock = threading.Lock()  # held where `topology`, `_places` and what has died change
-        self._gone: list[Place] = []  # died with their process
         self.pins = Pins(self)
         self._routes: Routes = handler.routes
         self._loads = LoadThreads("kit-load", LOADERS, MOST_LOADERS)
@@ -116,7 +115,6 @@ class ModelPlaces:
     def lease(self, route: Route, timeout: float | None = None) -> Any:
         """A lease of a model, loaded first where it isn't; `timeout` and errors are those of `ModelManager.acquire`."""
         while True:
-            self._forget_gone()
             place = self.place(route)
             self.copies.make_room(place)
             try:
@@ -157,14 +155,12 @@ class ModelPlaces:
     def publish(self, topology: Topology, handler: Any) -> None:
         """Another topology serves from now on; the models of the former one go with their last request."""
         self.resize(handler, topology.settings)
-        # A loader has a copy of its own until the segment is filled.
-        self.manager.loading_factor = 2.0 if topology.settings.mode == "shared" else 1.0
+        self.manager.loading_factor = _loading_factor(topology.settings)
         with self._lock:
             former = self.all()
             self._places, self.topology = {}, topology
         self._moves.homes_changed()
-        if former:
-            self._evictions.run(lambda: self.manager.forget(former))
+        self.manager.forget(former)
         self.carry_pins(handler)
         self.pins.load_again()
 
@@ -180,7 +176,7 @@ class ModelPlaces:
 
     def check(self, settings: Settings) -> None:
         """Raise BudgetExceeded when pinned models alone take more than these settings allow."""
-        self.pins.check(settings.memory_budget)
+        self.pins.check(settings.memory_budget, _loading_factor(settings))
 
     def resize(self, handler: Any, settings: Settings) -> None:
         """Take the budget of these settings.
@@ -212,17 +208,9 @@ class ModelPlaces:
                         self._places[place.model].remove(place)  # a new one takes its part, so that no two loads mix
                         place.resident = None
                         gone.append(place)
-            self._gone += gone
-        if gone:
-            self._evictions.run(self._forget_gone)
-            self.pins.load_again([place.model for place in gone])
-
-    def _forget_gone(self) -> None:
-        """Give back what models that died with their process count for, before a load evicts another for it."""
-        with self._lock:
-            gone, self._gone = self._gone, []
         if gone:
             self.manager.forget(gone)
+            self.pins.load_again([place.model for place in gone])
 
     @contextlib.contextmanager
     def at(self, route: Route, process: Process) -> Any:
@@ -290,3 +278,8 @@ class ModelPlaces:
 def _most_models(handler: Any, settings: Settings) -> int | None:
     """Models loaded at once in all processes; the handler's number is for each place that has a copy."""
     return None if handler.max_models is None else handler.max_models * settings.copies
+
+
+def _loading_factor(settings: Settings) -> float:
+    """Bytes that a load takes, in bytes of the model: a loader has a copy of its own until the segment is filled."""
+    return 2.0 if settings.mode == "shared" else 1.0

@@ -84,7 +84,7 @@ class ModelManager(Views):
         chosen = make(policy)
         room = Room(chosen, parse_bytes(budget), max_models, hysteresis, patience_s)
         tier = HostTier(device, 0 if host_budget == 0 else parse_bytes(host_budget, "host_budget"), chosen)
-        bring = load if timed else partial(_timed, load, measure)
+        bring = load if timed else partial(memory.timed, load, measure)
         self._traffic = Traffic(bring, size_of, drop, chosen, room, tier, backoff_s, clock)
         self._later = later or (lambda action: action())
         self._changed = self._traffic.changed
@@ -215,10 +215,7 @@ class ModelManager(Views):
     def unload(self, names: Iterable[Hashable]) -> None:
         """Unload models, out of the host tier too: now, or as soon as nobody uses them; pins are lifted."""
         with self._changed:
-            for name in names:
-                entry = self._entries.get(name)
-                if entry is not None:
-                    self._take_away(entry)
+            self._take_away([self._entries[name] for name in names if name in self._entries])
 
     def forget(self, names: Iterable[Hashable]) -> None:
         """Unload models whose next load gives another version: who uses the old one keeps it, all others get the new.
@@ -226,30 +223,38 @@ class ModelManager(Views):
         A load that is under way is finished for those who wait for it, and dropped then.
         """
         with self._changed:
-            for name in names:
-                entry = self._entries.pop(name, None)
-                if entry is not None:
-                    entry.retired = True
-                    self._take_away(entry)
+            gone = [self._retired(name) for name in names if name in self._entries]
+        if gone:
+            self._later(partial(self._drop, gone))
 
     def retire(self, lease: Lease) -> None:
         """Release a lease whose model is of no use any more; as `forget`, unless it was loaded again meanwhile."""
         entry = lease.entry
         with self._changed:
             if entry is not None and self._entries.get(entry.name) is entry:
-                del self._entries[entry.name]
-                entry.retired = True
-                self._take_away(entry)
+                self._retired(entry.name)
         lease.release()
 
-    def _take_away(self, entry: Entry) -> None:
-        entry.pinned = False
-        if entry.state in (RESIDENT, LOADING):
-            entry.closing = entry.unwanted = True
-            if entry.idle:
-                self._traffic.evict([entry], keep=False)
-        elif entry.state == HOST_TIER:
-            self._traffic.drop_from_tier(entry)
+    def _retired(self, name: Hashable) -> Entry:
+        """Take a name away from its model, which goes as soon as it can: its bytes and pin are in nobody's way."""
+        entry = self._entries.pop(name)
+        entry.retired, entry.pinned = True, False
+        entry.closing = entry.unwanted = entry.state in (RESIDENT, LOADING)
+        return entry
+
+    def _drop(self, entries: list[Entry]) -> None:
+        with self._changed:
+            self._take_away(entries)
+
+    def _take_away(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            entry.pinned = False
+            if entry.state in (RESIDENT, LOADING):
+                entry.closing = entry.unwanted = True
+                if entry.idle:
+                    self._traffic.evict([entry], keep=False)
+            elif entry.state == HOST_TIER:
+                self._traffic.drop_from_tier(entry)
         self._changed.notify_all()
 
     def resize(self, budget: int | float | str | None, max_models: int | None = None) -> None:
@@ -279,7 +284,7 @@ class ModelManager(Views):
                 if entry.idle or entry.state == HOST_TIER:
                     unused_s = now - (entry.used_at or now)
                     if unused_s >= idle_s:
-                        self._take_away(entry)
+                        self._take_away([entry])
                     else:
                         left.append(idle_s - unused_s)
             return min(left, default=None)
@@ -288,13 +293,6 @@ class ModelManager(Views):
         """Unload all models, those in use as soon as they are released; later requests fail. Idempotent."""
         with self._changed:
             self._traffic.closed = True
-            for entry in list(self._entries.values()):
-                self._take_away(entry)
+            self._take_away(list(self._entries.values()))
         if self._sweeper is not None:
             self._sweeper.stop()
-
-
-def _timed(load: Callable[[Hashable], Any], measure: Callable[[Any], int | None] | None, name: Hashable) -> Any:
-    from kit import model_bytes
-
-    return model_bytes.timed_load(lambda: load(name), measure)

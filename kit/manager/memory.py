@@ -1,4 +1,4 @@
-"""Giving the memory of dropped models back to the system."""
+"""Seeing what loaded models take, and giving the memory of dropped ones back to the system."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import functools
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 
@@ -23,6 +23,13 @@ def drop(models: list[Any]) -> None:
     if any(trace() is not None for trace in traces):
         gc.collect()
     trim()
+
+
+def timed(load: Callable[[Hashable], Any], measure: Callable[[Any], int | None] | None, name: Hashable) -> Any:
+    """What `load` gives for a name, with its seconds and bytes."""
+    from kit.model_bytes import timed_load  # brings numpy
+
+    return timed_load(lambda: load(name), measure)
 
 
 def trim() -> None:
