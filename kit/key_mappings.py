@@ -117,8 +117,12 @@ def _mapped_keys(keys: Any, handler: Any) -> Sequence[Hashable]:
         raise InvalidSetting(
             f"KeyModelMapping({short(keys)}, {type(handler).__name__}): give a list of one or more keys."
         )
+    seen: set[Hashable] = set()
     for key in found:
         _check_key(key)
+        if key in seen:
+            raise InvalidSetting(f"KeyModelMapping({short(keys)}, ...): the key {short(key)} is there twice.")
+        seen.add(key)
     return keys if isinstance(keys, Sequence) else found
 
 
@@ -127,6 +131,8 @@ def _check_key(key: Any) -> None:
         hash(key)
     except TypeError as error:
         raise InvalidSetting(f"the key {short(key)} is a {type(key).__name__}, which can't be a key.") from error
+    if isinstance(key, float) and key != key:  # nobody who looks for it would find it
+        raise InvalidSetting(f"the key {short(key)} isn't equal to itself, and can't be a key.")
 
 
 def check_inner(handler: Any, where: str) -> None:

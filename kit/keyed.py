@@ -169,8 +169,8 @@ class KeyedModelHandler(ModelHandler):
             self.unkeyed.update_model_path(model_path)
         elif model_path is not None:
             raise InvalidSetting(
-                f"update_model_path({model_path!r}): which key is meant? Use update_model_paths with "
-                "KeyModelPathMapping(keys, path)."
+                f"update_model_path({model_path!r}): which key is meant? Use update_model_paths, or a deployment's "
+                "update_models, with KeyModelPathMapping(keys, path)."
             )
 
     # ---- what the kit and Beam ask -----------------------------------------------------------

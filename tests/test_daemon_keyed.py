@@ -232,7 +232,7 @@ def test_one_model_has_no_keys_there_either(runtime: Path) -> None:
             deployment.preload(["a"])
         with pytest.raises(errors.InvalidSetting, match="Doubling has no update_model_path"):
             deployment.watch("models/*.pt")
-        with pytest.raises(errors.InvalidSetting, match="aren't listed in mappings"):
+        with pytest.raises(errors.InvalidSetting, match="Doubling has one model, and no keys: use update_model"):
             deployment.update_models([KeyModelPathMapping(["a"], "b")])
         with pytest.raises(errors.InvalidSetting, match="can't take the place"):
             deployment.update_model(KeyedModelHandler([KeyModelMapping(["a"], Doubling())]))

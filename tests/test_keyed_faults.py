@@ -171,6 +171,45 @@ def test_a_policy_class_is_refused_with_what_to_give() -> None:
         KeyedModelHandler([KeyModelMapping(["a"], Times(1))], policy=Mine)
 
 
+# ---- sizes and keys that can't be known beforehand ------------------------------------------------
+
+
+def test_a_load_says_how_far_a_model_of_unknown_size_went_above_the_budget() -> None:
+    with kit.deploy(keyed(a=Guessing(None)), processes=1, memory_budget="600kB") as deployment:
+        with pytest.raises(errors.BudgetExceeded):
+            deployment.predict([("a", 1)])
+        loads = "; ".join(event for event in deployment.history.events if event)
+        assert "1 MB in" in loads
+        assert "400 KB above the budget: its size wasn't known" in loads
+
+
+def test_models_of_a_function_are_not_updated_by_key() -> None:
+    with kit.deploy(KeyedModelHandler(lambda key: Times(key)), processes=1) as deployment:
+        with pytest.raises(errors.InvalidSetting, match="a function finds the handlers of this deployment's keys"):
+            deployment.update_models([KeyModelPathMapping([1], "5")])
+        with pytest.raises(errors.InvalidSetting, match="or a deployment's update_models"):
+            deployment.update_model("5")
+
+
+@pytest.mark.parametrize(("keys", "words"), [([math.nan], "isn't equal to itself"), (["a", "a"], "'a' is there twice")])
+def test_keys_that_cannot_be_found_or_told_apart_are_refused(keys: list[Any], words: str) -> None:
+    with pytest.raises(errors.InvalidSetting, match=words):
+        KeyModelMapping(keys, Times(1))
+
+
+def test_pins_that_could_not_be_loaded_in_mode_shared_keep_it_from_being_chosen() -> None:
+    handler = keyed(a=Times(1), b=Times(2), c=Times(3))
+    with kit.deploy(handler, processes=1, memory_budget="3.5MB") as deployment:
+        deployment.pin(list("abc"))
+        with pytest.raises(errors.BudgetExceeded, match="1 MB more while the largest of them is loaded"):
+            deployment.switch("shared")
+        assert deployment.settings.mode == "default"
+        deployment.unpin(["c"])
+        deployment.switch("shared")
+        deployment.preload(["a", "b"])
+        assert list(deployment.models().query("pinned").state) == ["resident"] * 2
+
+
 # ---- examples with and without keys --------------------------------------------------------------
 
 

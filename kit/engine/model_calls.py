@@ -52,10 +52,14 @@ class EngineModels:
     def update(self, mappings: list[KeyModelPathMapping]) -> None:
         engine = self._engine
         engine.raise_if_closed()
-        if engine.places is None or not engine.handler.routes.listed:
+        if engine.places is None:
             raise errors.InvalidSetting(
-                "update_models: this deployment's keys aren't listed in mappings. Use update_model with a path or a "
-                "new handler."
+                f"update_models: {type(engine.handler).__name__} has one model, and no keys: use update_model."
+            )
+        if not engine.handler.routes.listed:
+            raise errors.InvalidSetting(
+                "update_models: a function finds the handlers of this deployment's keys, in the processes that need "
+                "them. Give update_model a KeyedModelHandler with another function."
             )
         from kit.engine import keyed_changes
 

@@ -79,13 +79,13 @@ class ModelLoads:
                 continue
             except errors.KitError as error:
                 raise self._failed(place, error) from None
-            self._places.engine.event(
-                "load",
-                f"{place.model!r} at {resident.where}: {format_bytes(resident.size_bytes)} in {resident.load_s:.2f} s",
-                resident.pid,
-                resident.load_s,
-                repr(place.model),
+            words = (
+                f"{place.model!r} at {resident.where}: {format_bytes(resident.size_bytes)} in {resident.load_s:.2f} s"
             )
+            above = self._places.manager.above_budget(place, resident.size_bytes)
+            if above:
+                words += f", {format_bytes(above)} above the budget: its size wasn't known, or was another"
+            self._places.engine.event("load", words, resident.pid, resident.load_s, repr(place.model))
             return Loaded(
                 resident, resident.load_s or time.monotonic() - began, resident.size_bytes, resident.mapped, 0
             )

@@ -52,6 +52,14 @@ class Views:
         """Most bytes ever above the budget: by a model whose size wasn't known, or was said to be less."""
         return self._room.overshoot_bytes
 
+    def above_budget(self, name: Hashable, size_bytes: int) -> int:
+        """Bytes above the budget with a model of so many in the place of what is reserved for its load."""
+        with self._traffic.changed:
+            entry = self._entries.get(name)
+            reserved = 0 if entry is None else entry.reserved_bytes
+            used = self._room.used_bytes - reserved + size_bytes
+            return 0 if self._room.budget is None else max(0, used - self._room.budget)
+
     def resident(self, name: Hashable) -> bool:
         """True when a request for `name` would be answered without loading."""
         with self._traffic.changed:
