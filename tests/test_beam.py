@@ -647,6 +647,18 @@ def test_a_live_deployment_serves_the_pipeline_itself(tmp_path: Path) -> None:
         assert not deployment.closed
 
 
+@pytest.mark.parametrize("mode", ["default", "large", "shared"])
+@pytest.mark.parametrize("keyed", [False, True])
+@pytest.mark.parametrize("handler", [models.AddsOne(), models.GivesResults()], ids=["bare values", "results"])
+def test_a_live_deployment_of_ones_own_handler_serves_it_too(handler: Any, keyed: bool, mode: str) -> None:
+    served = kit.KeyedModelHandler([kit.KeyModelMapping(["a"], handler)]) if keyed else handler
+    examples = [("a", number) for number in range(13)] if keyed else list(range(13))
+    with kit.deploy(served, mode=mode, processes=1) as deployment:
+        found = examples | deployment.to_beam()
+        assert deployment.counters["answered"] == len(examples), "no second deployment has loaded the model"
+    assert found == examples | ours(served, processes=1), "the same as from a deployment of the pipeline's own"
+
+
 def test_settings_go_along_and_can_be_changed() -> None:
     with kit.deploy(Doubling(), mode="medium", model_copies=3, processes=2, memory_budget="1GiB") as deployment:
         step = deployment.to_beam(inference_args=None, processes=4)

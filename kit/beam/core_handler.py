@@ -23,11 +23,6 @@ def core_of(handler: Any) -> Any:
     return core
 
 
-def gives_results(handler: Any) -> bool:
-    """True when a handler never gives bare values, so that a live deployment of it can be used as it is."""
-    return hasattr(handler, "infer_batch") or bool(getattr(handler, "can_infer_stacked", False))
-
-
 def counts_bytes(handler: Any) -> bool:
     """True when a handler, or one of those of a keyed handler, has a ``get_num_bytes`` of the user's own.
 

@@ -130,15 +130,15 @@ class ServeDoFn(beam.DoFn):
         try:
             window.deployment = self._lease.shared.deployment(options.timeout_s)
             # Through a link predictions come in blocks, which needn't be objects before they are emitted.
-            can = isinstance(window.deployment, RemoteDeployment) and not options.prebatched
-            unmade = {"unmade": True} if can else {}
+            remote = isinstance(window.deployment, RemoteDeployment)
+            form = {"unmade": not options.prebatched} if remote else {"as_given": not options.keyed}
             future = window.deployment._submit(
                 window.examples,
                 options.inference_args,
                 isolate=options.exc_class is not None,
                 batch_timeout_s=options.timeout_s,
                 batches=None if options.namespace is None else batches,
-                **unmade,
+                **form,
             )
         except Exception as error:
             future = Future()

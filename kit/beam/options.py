@@ -16,6 +16,7 @@ class Options:
         namespace: of the metrics, None when the handler reports its own.
         exc_class: failures of these classes are dead letters; None fails the pipeline on any.
         timeout_s: longest that loading, and one batch, may take.
+        keyed: examples come with keys, and the results with them.
         prebatched: each example is a batch; its results are emitted one by one.
         batch_size: the handler's ``max_batch_size``.
         side_input: a side input names the model, so nothing is loaded before the first example.
@@ -27,6 +28,7 @@ class Options:
     namespace: str | None = None
     exc_class: type[BaseException] | tuple[type[BaseException], ...] | None = None
     timeout_s: float | None = None
+    keyed: bool = False
     prebatched: bool = False
     batch_size: int | None = None
     side_input: bool = False

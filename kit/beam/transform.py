@@ -13,7 +13,7 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows
 from kit import errors
 from kit.bar import RightOfTheBar
 from kit.beam import arguments
-from kit.beam.core_handler import core_of, counts_bytes, gives_results, groups_of, largest_batch
+from kit.beam.core_handler import core_of, counts_bytes, groups_of, largest_batch
 from kit.beam.dofn import BAD, ServeDoFn, ServeInWindows
 from kit.beam.options import Options
 from kit.beam.serving import Source
@@ -29,8 +29,10 @@ class RunInference(RightOfTheBar, beam.PTransform):
     """Run a model on the elements of a pipeline, as Beam's transform of this name, served by the kit.
 
     Args:
-        model_handler: a handler (ours, Beam's, your own), or a deployment, whose handler and settings are used. In
-            the process that built the pipeline a live deployment serves itself where it can.
+        model_handler: a handler (ours, Beam's, your own), or a deployment, whose handler and settings are used: those
+            that it has when the step is made. A pipeline that runs in the process of the deployment asks the
+            deployment itself, which serves what it then has; functions around inference, which are steps of the
+            pipeline, and other settings take a deployment of their own.
         inference_args: passed to ``run_inference``.
         metrics_namespace: of the metrics; the handler's by default.
         mode, processes, threads, model_copies, memory_budget: as `kit.deploy`; over those of a deployment.
@@ -105,7 +107,7 @@ class RunInference(RightOfTheBar, beam.PTransform):
             target.raise_if_closed()
             live, handler, settings = target, target.handler, target.settings.change(target.handler, **wanted)
             plain = not handler.get_preprocess_fns() and not handler.get_postprocess_fns()
-            if settings != target.settings or not plain or not gives_results(handler):
+            if settings != target.settings or not plain:
                 live = None
         else:
             handler = check_handler(target)
@@ -223,6 +225,7 @@ class RunInference(RightOfTheBar, beam.PTransform):
             namespace=None if own else namespace,
             exc_class=letters.get("exc_class"),
             timeout_s=letters.get("timeout"),
+            keyed=bool(getattr(handler, "keyed", False)),
             prebatched=handler is not None and bool(handler.should_skip_batching()),
             batch_size=None if handler is None else largest_batch(handler),
             side_input=side_input,

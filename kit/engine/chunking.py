@@ -269,7 +269,8 @@ class Backlog:
 
 def _alike(one: Request, other: Request) -> bool:
     """True when examples of both may be computed in one batch."""
-    return one.isolate == other.isolate and one.inference_args == other.inference_args
+    same = one.isolate == other.isolate and one.as_given == other.as_given
+    return same and one.inference_args == other.inference_args
 
 
 class _Group:

@@ -47,6 +47,7 @@ class Group(Request):
             deadline=whole.deadline,
             batch_timeout_s=whole.batch_timeout_s,
             options=options,
+            as_given=whole.as_given,
         )
         self._whole = whole
         self.future = whole.future

@@ -120,6 +120,8 @@ class Lane:
             flags |= protocol.ALONE
         if chunk.asks_for_batches:
             flags |= protocol.TELL_BATCHES
+        if chunk.parts[0].request.as_given:
+            flags |= protocol.AS_GIVEN
         try:
             with self._sending:
                 if chunk.about != self._about:

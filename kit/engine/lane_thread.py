@@ -18,6 +18,7 @@ from kit.engine.model_store import KeyedRunners
 from kit.engine.protocol import (
     ALONE,
     ARGS,
+    AS_GIVEN,
     BATCHES,
     DOOR_SHUT,
     FAILED,
@@ -137,7 +138,11 @@ class LaneThread:
             if self.runners is not None and self.model is not None:
                 self.runner = self.runners.of(self.model[0])
             outcome = self.runner.run(
-                message.value, self.args, isolate=bool(message.flags & ISOLATE), check=self._check_for(message.request)
+                message.value,
+                self.args,
+                isolate=bool(message.flags & ISOLATE),
+                check=self._check_for(message.request),
+                as_given=bool(message.flags & AS_GIVEN),
             )
         except Unwanted:
             trouble = Trouble("InferenceFailed", "nobody waits for these examples any more.", "")

@@ -195,9 +195,12 @@ class _PairRunner:
         *,
         isolate: bool = False,
         check: Callable[[], None] = lambda: None,
+        as_given: bool = False,
     ) -> Outcome:
         pairs = [tuple(pair) for pair in examples]
-        outcome = self._runner.run([pair[1] for pair in pairs], inference_args, isolate=isolate, check=check)
+        outcome = self._runner.run(
+            [pair[1] for pair in pairs], inference_args, isolate=isolate, check=check, as_given=as_given
+        )
         return with_keys(pairs, outcome, self._outer, self._post, isolate)
 
 

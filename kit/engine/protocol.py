@@ -19,3 +19,5 @@ ISOLATE = 1
 ALONE = 2
 #: flag of RUN: say in BATCHES, before the result, which examples were computed together
 TELL_BATCHES = 4
+#: flag of RUN: leave bare values as the handler gives them
+AS_GIVEN = 8

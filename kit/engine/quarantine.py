@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kit import errors
 from kit.engine.codec import Rows
 from kit.engine.keyed_requests import Group, Spec
-from kit.engine.protocol import ARGS, FAILED, FULL_RESULT, ISOLATE, META, MODEL, RESULT, RUN
+from kit.engine.protocol import ARGS, AS_GIVEN, FAILED, FULL_RESULT, ISOLATE, META, MODEL, RESULT, RUN
 from kit.engine.requests import Chunk, Request
 from kit.engine.transport import ChannelClosed
 from kit.engine.trouble import Trouble
@@ -84,7 +84,8 @@ class Quarantine:
                 if spec is not None:
                     channel.send(MODEL, (spec, None))
                 channel.send(ARGS, request.inference_args)
-                channel.send(RUN, single.payload(), request=single.id, flags=ISOLATE)
+                flags = ISOLATE | AS_GIVEN if request.as_given else ISOLATE
+                channel.send(RUN, single.payload(), request=single.id, flags=flags)
                 return _receive(channel)
         except ChannelClosed:
             assert process is not None

@@ -49,6 +49,7 @@ class Request:
         options: batching options; None when batches can't be planned before pre-processing.
         on_progress: called with a number of examples whenever that many more are done.
         batches: to be filled with each batch that is computed, before the answer is there; see `note_batch`.
+        as_given: bare values come as the handler gives them, and not in a PredictionResult.
 
     Attributes:
         turn: says how it takes turns with others; None for one after the other.
@@ -69,6 +70,7 @@ class Request:
         options: Mapping[str, Any] | None = None,
         on_progress: Callable[[int], None] | None = None,
         batches: list[Batch] | None = None,
+        as_given: bool = False,
     ) -> None:
         self.examples = examples
         self.count = len(examples)
@@ -78,6 +80,7 @@ class Request:
         self.batch_timeout_s = batch_timeout_s
         self.on_progress = on_progress
         self.batches = batches
+        self.as_given = as_given
         self.accepted_at = time.monotonic()
         self.future = AnswerFuture()
         self.results: list[Any] = [None] * self.count

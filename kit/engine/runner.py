@@ -70,11 +70,12 @@ class Runner:
         *,
         isolate: bool = False,
         check: Callable[[], None] = lambda: None,
+        as_given: bool = False,
     ) -> Outcome:
         """Run a list or Rows of examples.
 
         With `isolate`, an example that fails is reported in ``troubles`` and the others go on. `check` is
-        called before each batch and raises what shall end the run.
+        called before each batch and raises what shall end the run. With `as_given`, bare values are finished.
 
         Raises:
             InferenceFailed: without `isolate`, on the first failure, with the traceback.
@@ -92,7 +93,7 @@ class Runner:
         values, model_ids, raw, batches = self._compute_all(alive, inference_args, troubles, kept, isolate)
         if self._post:
             values = self._finish(originals, values, model_ids, raw, troubles, isolate)
-        plain = bool(self._post) or (self._as_given and raw)
+        plain = bool(self._post) or ((self._as_given or as_given) and raw)
         return Outcome(values, model_ids, plain, troubles, batches)
 
     def _compute_all(
