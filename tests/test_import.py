@@ -79,3 +79,18 @@ print(deployment.predict([1])[0].inference)
 """
     assert _python(code).strip() == "2"
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("mode", ["default", "large"])
+def test_serving_processes_of_a_handler_of_beams_import_what_the_handler_needs(mode: str) -> None:
+    code = f"""
+import json, sys, kit
+from apache_beam.ml.inference import base
+class Imported(base.ModelHandler):
+    def load_model(self): return object()
+    def run_inference(self, batch, model, inference_args=None):
+        return [sorted(n for n in ("torch", "scipy", "apache_beam") if n in sys.modules) for _ in batch]
+with kit.deploy(Imported(), mode={mode!r}, processes=1) as deployment:
+    print(json.dumps(deployment.predict([1])[0].inference))
+"""
+    assert json.loads(_python(code)) == ["apache_beam"]

@@ -16,10 +16,7 @@ from __future__ import annotations
 from kit.errors import MissingExtra
 
 try:
-    from kit.beam.beams_base import import_base
-
-    import_base()
-
+    import kit.beams_base  # noqa: F401  # before anything that imports Beam's own
     from kit.beam.notebooks import let_pipelines_be_built
     from kit.beam.transform import RunInference
 except ImportError as error:

@@ -12,7 +12,8 @@ def preload_of(handler: Any) -> list[str]:
     own = list(getattr(handler, "preload", ()))
     while handler is not None:
         modules = [cls.__module__ for cls in type(handler).__mro__]
-        own += [module for module in modules if module.startswith("apache_beam.")]
+        beams = [module for module in modules if module.startswith("apache_beam.")]
+        own += ["kit.beams_base", *beams] if beams else []
         handler = getattr(handler, "_base", None)  # of Beam's wrappers
     return list(dict.fromkeys(["numpy", "kit.engine.worker", "kit.engine.host", "kit.engine.loader", *own]))
 
