@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -624,6 +626,23 @@ def test_several_models_in_a_side_input_are_refused() -> None:
 def test_a_pattern_of_files_is_a_side_input() -> None:
     found = pipeline() | beam.Create([1]) | ours(models.AddsOne(), watch_model_pattern="no/such/*")
     assert "WatchFilePattern" in str(found.producer.side_inputs[0])
+
+
+@pytest.mark.parametrize(("took_s", "sizes"), [(0.1, [1024, 2048, 2048]), (2.0, [512] * 3), (9.0, [256, 128, 64])])
+def test_more_is_sent_at_once_to_a_fast_model_and_less_to_a_slow_one(took_s: float, sizes: list[int]) -> None:
+    from kit.beam.window import AT_ONCE, Window
+
+    found, at_once = [], AT_ONCE
+    for _ in sizes:
+        sent = Window(most=50, at_once=at_once)
+        while not sent.add(1, None):  # type: ignore[arg-type]  # its place isn't looked at
+            pass
+        assert len(sent.examples) == at_once // 50 * 50, "a whole number of the handler's batches"
+        sent.asked(answer := Future(), time.monotonic() - took_s)
+        answer.set_result([])
+        at_once = sent.next_size(at_once)
+        found.append(at_once)
+    assert found == sizes
 
 
 # ---- deployments ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -49,12 +50,13 @@ class ServeDoFn(beam.DoFn):
         # Only where it must be is the handler unpickled here: its libraries may take more memory than all else.
         self._counts = Counts(self._options, self._source.handler() if self._options.own_bytes else None)
         self._sent: deque[Window] = deque()
+        self._at_once = AT_ONCE
         self._window = self._new_window()
         if not self._options.side_input:
             self._lease = Lease(self._source)
 
     def _new_window(self) -> Window:
-        return Window(most=self._options.batch_size or AT_ONCE)
+        return Window(most=self._options.batch_size or self._at_once, at_once=self._at_once)
 
     def start_bundle(self) -> None:
         self._drop()
@@ -123,12 +125,15 @@ class ServeDoFn(beam.DoFn):
         """Ask the deployment; what keeps it from being asked is the window's answer."""
         assert self._lease is not None
         options = self._options
-        window.future = future = None
+        window.future = None
         batches: list[Batch] = []
         window.batches = batches
         window.tries += 1
+        future: Future[Any]
+        sent_at = time.monotonic()
         try:
             window.deployment = self._lease.shared.deployment(options.timeout_s)
+            sent_at = time.monotonic()  # its model is loaded
             # Through a link predictions come in blocks, which needn't be objects before they are emitted.
             remote = isinstance(window.deployment, RemoteDeployment)
             form = {"unmade": not options.prebatched} if remote else {"as_given": not options.keyed}
@@ -143,7 +148,7 @@ class ServeDoFn(beam.DoFn):
         except Exception as error:
             future = Future()
             future.set_exception(_as_ours(error, options.timeout_s))
-        window.future = future
+        window.asked(future, sent_at)
 
     def _what_is_done(self) -> Iterator[Any]:
         while self._sent and (len(self._sent) >= AHEAD or self._sent[0].done):
@@ -172,6 +177,7 @@ class ServeDoFn(beam.DoFn):
         options = self._options
         try:
             results = self._results(window)
+            self._at_once = window.next_size(self._at_once)
         except Exception as error:
             never_served = window.deployment is None and options.timeout_s is None
             if options.exc_class is None or never_served or not isinstance(error, errors.KitError | TimeoutError):

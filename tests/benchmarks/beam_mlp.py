@@ -28,7 +28,7 @@ def figures() -> list[Figure]:
     peer: list[float] = []
     alone: list[float] = []
     with runtime_folder():
-        for number in range(3 if harness.quick else 6):
+        for number in range(3 if harness.quick else 10):
             step = RunInference(handler, mode="large", processes=1, threads=2)
             seconds = beam_peer.run_numbers(count, step)
             if number == 0:
