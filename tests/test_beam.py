@@ -640,9 +640,10 @@ def test_more_is_sent_at_once_to_a_fast_model_and_less_to_a_slow_one(took_s: flo
         assert len(sent.examples) == at_once // 50 * 50, "a whole number of the handler's batches"
         sent.asked(answer := Future(), time.monotonic() - took_s)
         answer.set_result([])
-        at_once = sent.next_size(at_once)
+        at_once = sent.next_size(at_once, waited=True)
         found.append(at_once)
     assert found == sizes
+    assert sent.next_size(AT_ONCE, waited=False) <= AT_ONCE
 
 
 # ---- deployments ---------------------------------------------------------------------------------

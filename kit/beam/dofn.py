@@ -152,7 +152,10 @@ class ServeDoFn(beam.DoFn):
 
     def _what_is_done(self) -> Iterator[Any]:
         while self._sent and (len(self._sent) >= AHEAD or self._sent[0].done):
-            yield from self._emit(self._sent[0])
+            window = self._sent[0]
+            waited = not window.done
+            yield from self._emit(window)
+            self._at_once = window.next_size(self._at_once, waited=waited)
             self._sent.popleft()
 
     def _results(self, window: Window) -> Any:
@@ -177,7 +180,6 @@ class ServeDoFn(beam.DoFn):
         options = self._options
         try:
             results = self._results(window)
-            self._at_once = window.next_size(self._at_once)
         except Exception as error:
             never_served = window.deployment is None and options.timeout_s is None
             if options.exc_class is None or never_served or not isinstance(error, errors.KitError | TimeoutError):

@@ -72,9 +72,10 @@ class Window:
     def _answered(self, future: Future[list[Any]]) -> None:
         self.answered_at = time.monotonic()
 
-    def next_size(self, at_once: int) -> int:
-        """About how many examples are to be sent at once after this one was answered."""
+    def next_size(self, at_once: int, *, waited: bool) -> int:
+        """About how many examples are to be sent at once after this one was answered, which was waited for or not."""
         took_s = self.answered_at - self.sent_at
         if took_s > SLOW_S:
             return max(LEAST, at_once // 2)
-        return min(MOST, at_once * 2) if took_s < QUICK_S else at_once
+        # Where nobody waits for answers, larger ones would only come later.
+        return min(MOST, at_once * 2) if waited and took_s < QUICK_S else at_once
