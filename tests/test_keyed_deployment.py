@@ -147,7 +147,7 @@ def test_methods_for_keys_say_when_there_are_none() -> None:
     with kit.deploy(Weighted(2), processes=1) as deployment:
         with pytest.raises(errors.InvalidSetting, match="one model"):
             deployment.pin(["a"])
-        with pytest.raises(errors.InvalidSetting, match="aren't listed"):
+        with pytest.raises(errors.InvalidSetting, match="has one model, and no keys"):
             deployment.update_models([])
         with pytest.raises(errors.InvalidSetting, match="Deploy the new handler"):
             deployment.update_model(mapped())

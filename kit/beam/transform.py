@@ -39,7 +39,8 @@ class RunInference(RightOfTheBar, beam.PTransform):
         keep_alive: how long the deployment that the worker processes of a machine share goes on after the last
             request, seconds or text such as "5m".
         model_metadata_pcoll: side input of ModelMetadata, whose path the handler's ``update_model_path`` is given.
-        watch_model_pattern: glob of files; the newest one is the model.
+        watch_model_pattern: glob of files; the newest one is the model, as Beam's WatchFilePattern has it: a pipeline
+            that ends takes one file, since its windows may have no second model.
         interval: seconds between two looks at the files, 360 by default.
         stop_timestamp: when to stop looking, seconds since 1970 or Beam's Timestamp; never by default.
         model_identifier: tells steps apart. Steps with equal handlers, settings and identifiers share a deployment.
