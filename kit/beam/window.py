@@ -74,7 +74,8 @@ class Window:
 
     def next_size(self, at_once: int, *, waited: bool) -> int:
         """About how many examples are to be sent at once after this one was answered, which was waited for or not."""
-        took_s = self.answered_at - self.sent_at
+        # Who waits for the answer may have it a moment before it is noted.
+        took_s = (self.answered_at or time.monotonic()) - self.sent_at
         if took_s > SLOW_S:
             return max(LEAST, at_once // 2)
         # Where nobody waits for answers, larger ones would only come later.
