@@ -238,8 +238,8 @@ class ModelManager(Views):
     def _retired(self, name: Hashable) -> Entry:
         """Take a name away from its model, which goes as soon as it can: its bytes and pin are in nobody's way."""
         entry = self._entries.pop(name)
-        entry.retired, entry.pinned = True, False
-        entry.closing = entry.unwanted = entry.state in (RESIDENT, LOADING)
+        entry.retired = True
+        entry.let_go()
         return entry
 
     def _drop(self, entries: list[Entry]) -> None:
@@ -248,11 +248,9 @@ class ModelManager(Views):
 
     def _take_away(self, entries: list[Entry]) -> None:
         for entry in entries:
-            entry.pinned = False
-            if entry.state in (RESIDENT, LOADING):
-                entry.closing = entry.unwanted = True
-                if entry.idle:
-                    self._traffic.evict([entry], keep=False)
+            entry.let_go()
+            if entry.idle:
+                self._traffic.evict([entry], keep=False)
             elif entry.state == HOST_TIER:
                 self._traffic.drop_from_tier(entry)
         self._changed.notify_all()

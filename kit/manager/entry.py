@@ -84,6 +84,12 @@ class Entry:
         """True when a lease can be had at once."""
         return self.state == RESIDENT and not (self.closing or self.leaving)
 
+    def let_go(self) -> None:
+        """Have it go as soon as nobody uses it, and not to the host tier; a pin is lifted."""
+        self.pinned = False
+        if self.state in (RESIDENT, LOADING):
+            self.closing = self.unwanted = True
+
     def row(self, now: float, score: float) -> dict[str, Any]:
         """The columns of `ModelManager.rows`."""
         return {
