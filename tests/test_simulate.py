@@ -11,7 +11,7 @@ import pytest
 import kit
 from kit import errors
 from kit.manager import ModelManager
-from kit.manager.policy import Lru
+from kit.manager.policy import Cost, Lru
 from tests.benchmarks import model_traffic
 from tests.test_manager import Model
 
@@ -144,3 +144,28 @@ def test_a_policy_object_learns_each_budget_anew_and_stays_as_it_is() -> None:
 def test_bad_input_is_refused(arguments: tuple[object, ...], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         kit.simulate(*arguments)  # type: ignore[arg-type]
+
+
+def test_cost_notices_that_a_model_is_not_asked_for_any_more() -> None:
+    policy = Cost()
+    for model in "abcdefgh":
+        policy.loaded(model, 100, 1.0)
+    for number in range(200):  # "a" every other time, the others now and then
+        policy.used("a" if number % 2 else "bcdefgh"[number // 2 % 7])
+    assert policy.score("a") > 2 * policy.score("b")
+    for number in range(70):
+        policy.used("bcdefgh"[number % 7])
+    assert policy.score("a") < policy.score("b")
+
+
+def test_cost_takes_a_run_of_requests_for_one() -> None:
+    once, often = Cost(), Cost()
+    for policy, run in ((once, 1), (often, 50)):
+        for model in "abc":
+            policy.loaded(model, 100, 1.0)
+        for model in "abcab":
+            policy.used(model)
+        for _ in range(run):
+            policy.used("c")
+    assert [often.score(model) for model in "abc"] == [once.score(model) for model in "abc"]
+    assert once.score("c") > 0

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kit.errors import InvalidSetting
+from kit.manager import rates
 
-#: Requests, times the models that are asked for, after which a request counts half as much.
-HALF_LIFE = 8.0
-#: Requests that `cost` takes every model to have had beside those that it has seen.
-PRIOR = 1.0
-#: Models that are remembered at most; those asked for least are forgotten first.
+#: Models that are remembered at most; those not asked for longest are forgotten first.
 MOST_REMEMBERED = 20_000
+#: `cost` takes rates relative to so many models at least; with less traffic than that, it can't tell them apart.
+FEWEST = 8
 
 
 @dataclass(slots=True)
@@ -28,19 +27,18 @@ class Facts:
 
     Attributes:
         size_bytes, load_s: as measured at its last load; 0 before the first.
-        rate: decayed number of requests, as of the request number `at`.
         last: number of the request that used it last.
         priority: GDSF's H, set at each use.
         count: uses since it was loaded.
+        belief: how often it is asked for, as of its last use, see `kit.manager.rates`.
     """
 
     size_bytes: int = 0
     load_s: float = 0.0
-    rate: float = 0.0
-    at: int = 0
     last: int = 0
     priority: float = 0.0
     count: int = 0
+    belief: Sequence[float] = rates.fresh()
 
 
 #: Stands for a model that was forgotten.
@@ -66,19 +64,19 @@ class Policy:
             if len(self.facts) >= MOST_REMEMBERED:
                 self._forget()
             facts = self.facts[model] = Facts()
-        facts.rate = self._decayed(facts) + 1.0
-        facts.at = facts.last = self.clock
+        self._asked(facts)
+        facts.last = self.clock
         facts.count += 1
         self._refresh(facts)
 
     def loaded(self, model: Hashable, size_bytes: int, load_s: float) -> None:
         """Note what a load took: bytes, and seconds that loading it again would cost."""
-        facts = self.facts.setdefault(model, Facts(at=self.clock, last=self.clock))
+        facts = self.facts.setdefault(model, Facts(last=self.clock))
         facts.size_bytes, facts.load_s = size_bytes, load_s
         self._refresh(facts)
 
     def evicted(self, model: Hashable) -> None:
-        """Note that `model` had to go; its rate is remembered for when it comes back."""
+        """Note that `model` had to go; how often it is asked for is remembered for when it comes back."""
         facts = self.facts.get(model)
         if facts is not None:
             facts.count = 0
@@ -87,32 +85,42 @@ class Policy:
         """Worth of keeping `model`; only the order counts."""
         raise NotImplementedError
 
+    def _asked(self, facts: Facts) -> None:
+        """Hook of policies that keep a rate; the clock is at the request, `facts` aren't yet."""
+
     def _refresh(self, facts: Facts) -> None:
         """Hook of policies that keep a priority."""
 
-    def _decayed(self, facts: Facts) -> float:
-        half_life = HALF_LIFE * max(8, len(self.facts))
-        return float(facts.rate * 0.5 ** ((self.clock - facts.at) / half_life))
-
     def _forget(self) -> None:
-        by_rate = sorted(self.facts, key=lambda model: self._decayed(self.facts[model]))
-        for model in by_rate[: MOST_REMEMBERED // 10]:
+        by_last = sorted(self.facts, key=lambda model: self.facts[model].last)
+        for model in by_last[: MOST_REMEMBERED // 10]:
             del self.facts[model]
 
 
 class Cost(Policy):
-    """(1 + decayed requests) × (load seconds) / (bytes): seconds of loading saved by each byte kept.
+    """(request rate) × (load seconds) / (bytes): seconds of loading saved by each byte kept.
 
-    The 1 keeps the rates of models that were asked for once or twice from being taken too literally (Laplace's
-    rule of succession: P. S. Laplace, "Essai philosophique sur les probabilités", 1814). It saves 1 to 2 % of the
-    loading at half of all bytes, over 30 draws of the benchmark's traffic, and costs nothing at less.
+    The rate is the mean of a belief about it, see `kit.manager.rates`. Requests for one model that come one after the
+    other count as one: as long as they do, it doesn't matter where the others are.
     """
 
     name = "cost"
 
+    def used(self, model: Hashable) -> None:
+        facts = self.facts.get(model, _UNKNOWN)
+        if not facts.count or facts.last != self.clock:
+            super().used(model)
+
     def score(self, model: Hashable) -> float:
         facts = self.facts.get(model, _UNKNOWN)
-        return (PRIOR + self._decayed(facts)) * facts.load_s / max(1, facts.size_bytes)
+        rate = rates.expected(facts.belief, self._time_since(facts))
+        return rate * facts.load_s / max(1, facts.size_bytes)
+
+    def _time_since(self, facts: Facts) -> float:
+        return (self.clock - facts.last) / max(FEWEST, len(self.facts))
+
+    def _asked(self, facts: Facts) -> None:
+        facts.belief = rates.asked(facts.belief, self._time_since(facts))
 
 
 class Lru(Policy):
