@@ -58,7 +58,12 @@ class DeployedModels(ABC):
         """
         import pandas as pd
 
-        return pd.DataFrame(self._models.rows())
+        rows = self._models.rows()
+        if not rows:
+            from kit.manager.entry import columns
+
+            return pd.DataFrame(columns=[*columns(), "resident_bytes", "copies", "where", "loading_at"])
+        return pd.DataFrame(rows)
 
     def preload(self, keys: Iterable[Hashable], timeout: float | None = None) -> Self:
         """Load the models of these keys before they are asked for; what doesn't fit beside the others evicts them.

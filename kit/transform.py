@@ -16,6 +16,7 @@ from kit.deploying import deploy
 from kit.deployment import Deployment
 from kit.engine.keyed_models import KeyedModels
 from kit.engine.requests import Request
+from kit.manager.entry import columns
 from kit.predictions import Predictions
 from kit.progress import progress
 from kit.streams import PredictionStream, Sent, Windows
@@ -94,7 +95,8 @@ class RunInference(RightOfTheBar):
             return self._target.models()
         model = local.serving_of(self._target).model
         if isinstance(model, KeyedModels):
-            return pd.DataFrame(model.rows())
+            rows = model.rows()
+            return pd.DataFrame(rows, columns=None if rows else columns())
         return pd.DataFrame([{"keys": [], "state": "resident"}])
 
     @property

@@ -118,6 +118,7 @@ def test_a_function_gives_handlers_for_keys_that_were_not_listed() -> None:
         return Scale(key) if key < 2000 else None
 
     handler = KeyedModelHandler(handler_for)
+    assert RunInference(handler).models().loads.sum() == 0
     examples = [(number % 1000, 3) for number in range(3000)]
     assert [value.inference for _, value in examples | RunInference(handler)] == [3 * key for key, _ in examples]
     assert sorted(asked) == list(range(1000))

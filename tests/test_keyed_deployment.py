@@ -180,9 +180,12 @@ def test_keys_that_are_not_listed_get_models_from_a_function_that_only_serving_p
         return Weighted(key) if key < 40 else None
 
     with kit.deploy(KeyedModelHandler(make, memory_budget="5MB"), processes=2) as deployment:
+        before = deployment.models()
+        assert before.empty
         examples = [(key, 2) for key in range(30)]
         assert deployment.predict(examples) == [(key, (2, 2.0 * key, None)) for key in range(30)]
         assert deployment.models().resident_bytes.sum() <= 5_000_000
+        assert sorted(before) == sorted(deployment.models())
         for _ in range(2):
             with pytest.raises(errors.UnknownKey, match="50"):
                 deployment.predict([(50, 1)])

@@ -124,6 +124,11 @@ def blank_row() -> dict[str, Any]:
     return row
 
 
+def columns() -> list[str]:
+    """Of a table with a row a model by key, which a function may have named none of yet."""
+    return ["keys", *blank_row()]
+
+
 class Lease:
     """The right to use a loaded model: it isn't evicted until `release`, which the end of a ``with`` calls.
 
