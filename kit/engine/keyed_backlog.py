@@ -6,6 +6,9 @@
 
 Queues whose model is loaded take turns and overtake those that wait for a load. That wait is bounded by the
 model manager: once a load has waited ``patience_s`` for room, the models that must go take no new leases.
+
+Requests take turns with their loads: each one's first goes before any other's next, see `LoadThreads` and `Room`.
+A load that nobody waits for any more isn't begun.
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
-from kit.engine.chunking import Backlog
-from kit.engine.homes import Place, least_busy
-from kit.engine.keyed_requests import Group, Router, Spec
+from kit.engine.homes import least_busy
+from kit.engine.keyed_requests import Group, Router
 from kit.engine.lane import free_lane
+from kit.engine.model_queue import ModelQueue
 from kit.engine.prepared import Prepared, nothing
-from kit.engine.requests import Chunk, Part, Request
+from kit.engine.requests import Chunk, Request
 from kit.engine.trouble import Trouble
 from kit.key_routes import Route
 
@@ -31,52 +34,6 @@ if TYPE_CHECKING:
 
 #: Empty queues are forgotten above this number.
 MOST_QUEUES = 4096
-
-
-class ModelQueue:
-    """What waits for one handler.
-
-    Attributes:
-        lease: of a model that has just been loaded for this queue, until its first chunk has its own.
-        in_turn: among those that are given lanes; loading: its model has been asked for.
-        copying: a copy of its model has been asked for.
-    """
-
-    def __init__(self, route: Route, spec: Spec) -> None:
-        self.route = route
-        self.spec = spec
-        self.backlog = Backlog()
-        self.lease: Any = None
-        self.in_turn = self.loading = self.copying = False
-        if route.handler is not None:
-            self.backlog.use(route.handler)
-
-    def let_go(self) -> None:
-        """Release the lease of its load."""
-        lease, self.lease = self.lease, None
-        if lease is not None:
-            lease.release()
-
-    def take_lease(self, place: Place) -> Any:
-        """The lease of its load, when that was of this place and is still there."""
-        if self.lease is None or self.lease.model is not place.resident:
-            return None
-        lease, self.lease = self.lease, None
-        return lease
-
-    def take_all(self) -> list[Chunk]:
-        """All that waits, as chunks."""
-        backlog = self.backlog
-        chunks = [chunk for chunk in backlog.again if not chunk.ended]
-        backlog.again.clear()
-        for request in list(backlog.requests):
-            parts = []
-            while request.untaken:
-                parts.append(Part(request, request.take(request.untaken)))
-            chunks += [Chunk([part]) for part in parts]
-        backlog.requests.clear()
-        backlog.queued = 0
-        return chunks
 
 
 class KeyedBacklog:
@@ -148,6 +105,8 @@ class KeyedBacklog:
         queue = self._queue(group.route)
         queue.backlog.add(group)
         self.queued += group.count
+        if queue.loading and not queue.under_way:
+            self._places.fetches.want(queue, [group.whole])
         self._enter(queue)
 
     def _queue(self, route: Route) -> ModelQueue:
@@ -181,6 +140,8 @@ class KeyedBacklog:
                 before = queue.backlog.queued
                 queue.backlog.forget(group)
                 self.queued += queue.backlog.queued - before
+                if queue.loading and not queue.waits() and self._places.fetches.unwant(queue):
+                    queue.loading = False
         request.groups = []
 
     # ---- giving ------------------------------------------------------------------------------
@@ -242,13 +203,28 @@ class KeyedBacklog:
                 queue.let_go()
                 return lane, chunk
         queue.let_go()
-        queue.loading = True
-        self._places.want(queue)
+        asked_by = queue.asked_by()
+        queue.loading = bool(asked_by)
+        self._places.fetches.want(queue, asked_by)
         return None
+
+    def begins(self, queue: ModelQueue) -> Request | None:
+        """The load for a queue may begin: one of the requests that wait for it; None when none does any more."""
+        if queue.under_way or not queue.loading:
+            return None
+        asked_by = queue.asked_by()
+        queue.loading = queue.under_way = bool(asked_by)
+        return asked_by[0] if asked_by else None
+
+    def given_up(self, queue: ModelQueue) -> None:
+        """The load for a queue came to nothing, since nobody waited for it any more."""
+        queue.loading = queue.under_way = False
+        if queue.waits():  # somebody does again
+            self._enter(queue)
 
     def arrived(self, queue: ModelQueue, lease: Any) -> None:
         """The model that a queue waits for is there."""
-        queue.loading = False
+        queue.loading = queue.under_way = False
         queue.let_go()
         if queue.backlog.waiting:
             queue.lease = lease
@@ -258,7 +234,7 @@ class KeyedBacklog:
 
     def refused(self, queue: ModelQueue) -> list[Chunk]:
         """The model that a queue waits for can't be had: all that waits there, to be failed."""
-        queue.loading = False
+        queue.loading = queue.under_way = False
         self.queued -= queue.backlog.queued
         return queue.take_all()
 

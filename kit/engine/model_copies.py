@@ -10,9 +10,9 @@ from kit import errors
 from kit.engine.homes import Place, idle_home
 
 if TYPE_CHECKING:
-    from kit.engine.keyed_backlog import ModelQueue
     from kit.engine.lane import Lane
     from kit.engine.model_places import ModelPlaces
+    from kit.engine.model_queue import ModelQueue
 
 #: A copy that nobody uses is unloaded after this time, seconds.
 COPY_IDLE_S = 5.0

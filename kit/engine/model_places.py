@@ -22,15 +22,14 @@ from kit.engine.homes import Place
 from kit.engine.keyed_requests import Specs
 from kit.engine.load_threads import LoadThreads
 from kit.engine.model_copies import Copies
+from kit.engine.model_fetches import Fetches
 from kit.engine.model_loads import ModelLoads
 from kit.engine.model_pins import Pins
-from kit.engine.trouble import Trouble
 from kit.key_routes import KeyModel, Route, Routes
 from kit.manager import ModelManager
 
 if TYPE_CHECKING:
     from kit.engine.core import Engine
-    from kit.engine.keyed_backlog import KeyedBacklog, ModelQueue
     from kit.engine.process import Process
     from kit.engine.topology import Topology
     from kit.settings import Settings
@@ -45,6 +44,7 @@ class ModelPlaces:
     Attributes:
         engine: the deployment's.
         manager: knows models by `Place`.
+        fetches: has the models loaded that requests wait for.
         specs: numbers of models and handlers.
     """
 
@@ -57,6 +57,7 @@ class ModelPlaces:
         self.pins = Pins(self)
         self._routes: Routes = handler.routes
         self._loads = LoadThreads("kit-load", LOADERS, MOST_LOADERS)
+        self.fetches = Fetches(self, self._loads)
         self._evictions = LoadThreads("kit-evict", 1)  # of its own: loads wait for these
         self._moves = ModelLoads(self)
         self.copies = Copies(self)
@@ -78,49 +79,23 @@ class ModelPlaces:
         """Places where a model is loaded."""
         return [place for place in self._places.get(model, ()) if place.resident is not None]
 
-    def want(self, queue: ModelQueue) -> None:
-        """Have the model of a queue loaded; the dispatcher is told when it is there, or can't be had."""
-        self._loads.run(lambda: self._fetch(queue))
+    # ---- leases and places -------------------------------------------------------------------
 
-    # ---- in load threads ---------------------------------------------------------------------
-
-    def _fetch(self, queue: ModelQueue) -> None:
-        dispatcher = self.engine.dispatcher
-        try:
-            lease = self.lease(queue.route)
-        except errors.KitError as error:
-            self._refuse(queue, Trouble.of(error))
-        except BaseException as error:  # nobody else would tell those who wait, such as of a policy that raises
-            trouble = Trouble.of(error, f"loading the model of {queue.route.model!r} failed")
-            self._refuse(queue, trouble._replace(kind="ModelLoadFailed"))
-            raise
-        else:
-            with dispatcher.lock:
-                self._backlog.arrived(queue, lease)
-            dispatcher.pump()
-
-    def _refuse(self, queue: ModelQueue, trouble: Trouble) -> None:
-        dispatcher = self.engine.dispatcher
-        with dispatcher.lock:
-            chunks = self._backlog.refused(queue)
-        for chunk in chunks:
-            dispatcher.answers.fail_all(chunk, trouble)
-
-    @property
-    def _backlog(self) -> KeyedBacklog:
-        keyed = self.engine.dispatcher.keyed
-        assert keyed is not None
-        return keyed
-
-    def lease(self, route: Route, timeout: float | None = None) -> Any:
-        """A lease of a model, loaded first where it isn't; `timeout` and errors are those of `ModelManager.acquire`."""
+    def lease(
+        self,
+        route: Route,
+        timeout: float | None = None,
+        whom: Hashable = None,
+        wanted: Callable[[], bool] | None = None,
+    ) -> Any:
+        """A lease of a model, loaded first where it isn't; arguments and errors are those of `ModelManager.acquire`."""
         while True:
             place = self.place(route)
             self.copies.make_room(place)
             try:
                 if route.model in self.pins:
                     self.manager.pin([place], timeout)
-                lease = self.manager.acquire(place, timeout)
+                lease = self.manager.acquire(place, timeout, whom=whom, wanted=wanted)
             except errors.KitError:
                 if place.topology is self.topology or self.engine.dispatcher.closed:
                     raise

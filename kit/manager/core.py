@@ -17,18 +17,18 @@ from typing import Any
 
 from kit import errors
 from kit.manager import memory
+from kit.manager.departures import Departures
 from kit.manager.device import Device
-from kit.manager.entry import HOST_TIER, LOADING, RESIDENT, Entry, Lease
+from kit.manager.entry import LOADING, RESIDENT, Asker, Entry, Lease
 from kit.manager.hosttier import HostTier
 from kit.manager.policy import make
 from kit.manager.room import Room
 from kit.manager.sweep import Sweeper
 from kit.manager.traffic import Traffic
-from kit.manager.views import Views
 from kit.sizes import format_bytes, parse_bytes
 
 
-class ModelManager(Views):
+class ModelManager(Departures):
     """Models by name, as many of them loaded as the budget allows.
 
     Args:
@@ -94,19 +94,29 @@ class ModelManager(Views):
 
     # ---- leases ------------------------------------------------------------------------------
 
-    def acquire(self, name: Hashable, timeout: float | None = None) -> Lease:
+    def acquire(
+        self,
+        name: Hashable,
+        timeout: float | None = None,
+        *,
+        whom: Hashable = None,
+        wanted: Callable[[], bool] | None = None,
+    ) -> Lease:
         """A lease of the model `name`, which is loaded first where it isn't; use it in a ``with``.
 
         Args:
             timeout: seconds to wait for room, or for a load by another thread; None for as long as it takes. A load
                 that this call itself has started isn't cut short.
+            whom: who asks; of several who wait for room each one's first load goes before any other's next one.
+            wanted: says, when asked anew after `look_again`, whether anybody wants the model any more.
 
         Raises:
             BudgetExceeded: the model is larger than the budget. ModelLoadFailed: its load failed, or did so a
             moment ago and isn't tried again yet. DeadlineExceeded: `timeout` passed. DeploymentClosed.
+            kit.manager.entry.Unwanted: nobody wants it any more.
         """
         traffic = self._traffic
-        until = None if timeout is None else traffic.clock() + timeout
+        asker = Asker(None if timeout is None else traffic.clock() + timeout, whom, wanted)
         with self._changed:
             self._entry(name).requests += 1
             traffic.policy.used(name)
@@ -119,12 +129,18 @@ class ModelManager(Views):
                     return self._lease(entry, loaded=False)
                 if not (entry.state in (LOADING, RESIDENT) or entry.leaving):
                     traffic.raise_if_failing(entry)
-                    traffic.fetch(entry, until)
+                    traffic.fetch(entry, asker)
                     return self._lease(entry, loaded=True)
                 flight, waited = entry.flight, True
-                traffic.wait(until, f"the model of {name!r}")
+                asker.check()
+                traffic.wait(asker, f"the model of {name!r}")
                 if flight.done and flight.error is not None:
                     raise flight.error.copy()
+
+    def look_again(self) -> None:
+        """Have all who wait see whether their models are still wanted."""
+        with self._changed:
+            self._changed.notify_all()
 
     def _lease(self, entry: Entry, *, loaded: bool) -> Lease:
         entry.note_use(self._traffic.clock())
@@ -152,15 +168,6 @@ class ModelManager(Views):
                 self._changed.notify_all()
                 return
         self._later(partial(self._make_go, entry))
-
-    def _make_go(self, entry: Entry) -> None:
-        """Evict what a release has made free to go."""
-        with self._changed:
-            if entry.closing and entry.idle:
-                self._traffic.evict([entry], keep=not entry.unwanted)
-            elif self._room.over_bytes:
-                self._traffic.evict(self._room.shrink())
-            self._changed.notify_all()
 
     def _entry(self, name: Hashable) -> Entry:
         entry = self._entries.get(name)
@@ -212,49 +219,6 @@ class ModelManager(Views):
             self._traffic.evict(self._room.shrink())
             self._changed.notify_all()
 
-    def unload(self, names: Iterable[Hashable]) -> None:
-        """Unload models, out of the host tier too: now, or as soon as nobody uses them; pins are lifted."""
-        with self._changed:
-            self._take_away([self._entries[name] for name in names if name in self._entries])
-
-    def forget(self, names: Iterable[Hashable]) -> None:
-        """Unload models whose next load gives another version: who uses the old one keeps it, all others get the new.
-
-        A load that is under way is finished for those who wait for it, and dropped then.
-        """
-        with self._changed:
-            gone = [self._retired(name) for name in names if name in self._entries]
-        if gone:
-            self._later(partial(self._drop, gone))
-
-    def retire(self, lease: Lease) -> None:
-        """Release a lease whose model is of no use any more; as `forget`, unless it was loaded again meanwhile."""
-        entry = lease.entry
-        with self._changed:
-            if entry is not None and self._entries.get(entry.name) is entry:
-                self._retired(entry.name)
-        lease.release()
-
-    def _retired(self, name: Hashable) -> Entry:
-        """Take a name away from its model, which goes as soon as it can: its bytes and pin are in nobody's way."""
-        entry = self._entries.pop(name)
-        entry.retired = True
-        entry.let_go()
-        return entry
-
-    def _drop(self, entries: list[Entry]) -> None:
-        with self._changed:
-            self._take_away(entries)
-
-    def _take_away(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            entry.let_go()
-            if entry.idle:
-                self._traffic.evict([entry], keep=False)
-            elif entry.state == HOST_TIER:
-                self._traffic.drop_from_tier(entry)
-        self._changed.notify_all()
-
     def resize(self, budget: int | float | str | None, max_models: int | None = None) -> None:
         """Change the budget, and the number of models, live. Models over it go now, those in use once released.
 
@@ -272,20 +236,6 @@ class ModelManager(Views):
             self._room.budget, self._room.most = wanted, max_models or self._room.most
             self._traffic.evict(self._room.shrink())
             self._changed.notify_all()
-
-    def sweep(self, idle_s: float) -> float | None:
-        """Unload models that nobody has used for `idle_s` seconds; seconds until the next is due, None when none is."""
-        with self._changed:
-            now = self._traffic.clock()
-            left = []
-            for entry in list(self._entries.values()):
-                if entry.idle or entry.state == HOST_TIER:
-                    unused_s = now - (entry.used_at or now)
-                    if unused_s >= idle_s:
-                        self._take_away([entry])
-                    else:
-                        left.append(idle_s - unused_s)
-            return min(left, default=None)
 
     def close(self) -> None:
         """Unload all models, those in use as soon as they are released; later requests fail. Idempotent."""

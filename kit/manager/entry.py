@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from kit.errors import KitError
     from kit.manager.core import ModelManager
 
 LOADING, RESIDENT, HOST_TIER, EVICTED, FAILED = "loading", "resident", "host tier", "evicted", "failed"
+
+
+class Unwanted(Exception):
+    """Nobody wants the model any more that was waited for."""
+
+
+class Asker(NamedTuple):
+    """Who asks for a model.
+
+    Attributes:
+        until: when it has waited long enough, monotonic seconds; None for never.
+        whom: for whom; the loads of one take turns with those of others. None for nobody else.
+        wanted: False once nobody wants the model any more.
+    """
+
+    until: float | None
+    whom: Hashable
+    wanted: Callable[[], bool] | None
+
+    def check(self) -> None:
+        """Raise Unwanted when nobody wants the model any more."""
+        if self.wanted is not None and not self.wanted():
+            raise Unwanted
 
 
 class Flight:

@@ -1,14 +1,17 @@
 """Room for loads: who goes, who waits, and for how long.
 
 Loads that need room stand in a line. The first in the line has idle models evicted; others may go before
-it as long as they fit without. Two things hold an eviction back, and both end:
+it as long as they fit without. Who asks for many takes turns with others: a load stands behind those that are
+their askers' first where it is its own asker's first, behind their second ones where it is his second, and so on,
+and behind all that have waited `patience_s`. Two things hold an eviction back, and both end:
 
 - hysteresis: a model that was just loaded and is in demand stays for as long as its load took, so that two
   models which don't fit together don't do nothing but load;
 - leases: a model in use is never evicted. Requests for resident models go on while a load waits, but once
   it has waited `patience_s`, the models that must go take no new leases.
 
-So a load waits `patience_s` at most, then the longest lease that is held, then the loads before it.
+So a load waits `patience_s` at most, then the longest lease that is held, then the loads before it: those that
+were before it when it came, and those of other askers' earlier turns that came within `patience_s`.
 """
 
 from __future__ import annotations
@@ -33,9 +36,11 @@ GRACE = 0.05
 class Ticket:
     """A load's place in the line."""
 
-    def __init__(self, entry: Entry, since: float) -> None:
+    def __init__(self, entry: Entry, since: float, whom: Hashable = None) -> None:
         self.entry = entry
         self.since = since
+        self.whom = whom  # None for nobody who has others
+        self.before = 0  # loads of the same asker that stand in the line before it
         self.evicting = False
         self.closed: list[Entry] = []  # models told to take no new leases on its behalf
 
@@ -145,6 +150,26 @@ class Room:
 
     # ---- the line ----------------------------------------------------------------------------
 
+    def join(self, ticket: Ticket) -> None:
+        """Put a load in the line, where its turn is."""
+        if ticket.whom is not None:
+            ticket.before = sum(other.whom is ticket.whom for other in self.line)
+        at = len(self.line)
+        while at and self.line[at - 1].before > ticket.before and not self._stays(self.line[at - 1], ticket.since):
+            at -= 1
+        self.line.insert(at, ticket)
+
+    def _stays(self, ticket: Ticket, now: float) -> bool:
+        """True when no other load may come to stand before the ticket's."""
+        return ticket.evicting or now - ticket.since >= self.patience_s
+
+    def leave(self, ticket: Ticket) -> None:
+        """Take a load out of the line."""
+        self.line.remove(ticket)
+        for other in self.line:
+            if ticket.whom is not None and other.whom is ticket.whom and other.before > ticket.before:
+                other.before -= 1
+
     def may_reserve(self, ticket: Ticket, now: float) -> bool:
         """True when the ticket's load can start as things are."""
         if self.budget is not None:
@@ -153,7 +178,7 @@ class Room:
             if ticket.entry.size_bytes is None and self.loading:
                 return False
         head = self.line[0]
-        if ticket is not head and (head.evicting or now - head.since >= self.patience_s):
+        if ticket is not head and self._stays(head, now):
             return False
         return not any(self._short(ticket.entry))
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from kit import errors
 from kit.checks import whole_bytes
-from kit.manager.entry import EVICTED, FAILED, HOST_TIER, LOADING, RESIDENT, Entry, Flight
+from kit.manager.entry import EVICTED, FAILED, HOST_TIER, LOADING, RESIDENT, Asker, Entry, Flight
 from kit.manager.hosttier import HostTier
 from kit.manager.policy import Policy
 from kit.manager.room import Room, Ticket
@@ -58,19 +58,19 @@ class Traffic:
 
     # ---- loading -----------------------------------------------------------------------------
 
-    def fetch(self, entry: Entry, until: float | None) -> None:
+    def fetch(self, entry: Entry, asker: Asker) -> None:
         """Load or move a model in.
 
         Raises:
             KitError: it can't be; whoever waits for the same load gets the same error.
-            DeadlineExceeded: `until` passed before there was room; others who wait try for themselves.
+            DeadlineExceeded, Unwanted: before there was room; others who wait try for themselves.
         """
         former, entry.state = entry.state, LOADING
         flight = entry.flight = Flight()
         if entry.size_bytes is None:
             self._learn_size(entry, flight)
         try:
-            self._reserve(entry, until)
+            self._reserve(entry, asker)
         except BaseException:
             entry.state = former
             self._land(flight)
@@ -180,14 +180,15 @@ class Traffic:
 
     # ---- room --------------------------------------------------------------------------------
 
-    def _reserve(self, entry: Entry, until: float | None) -> None:
+    def _reserve(self, entry: Entry, asker: Asker) -> None:
         """Wait until the load may start, evicting what has to go."""
         room = self.room
-        ticket = Ticket(entry, self.clock())
-        room.line.append(ticket)
+        ticket = Ticket(entry, self.clock(), asker.whom)
+        room.join(ticket)
         try:
             while True:
                 self.raise_if_closed()
+                asker.check()
                 room.check_fits(entry)
                 now = self.clock()
                 if room.may_reserve(ticket, now):
@@ -199,9 +200,9 @@ class Traffic:
                     self.evict(going)
                     continue
                 wakes_at = room.wakes_at(ticket, now)
-                self.wait(until, f"room for the model of {entry.name!r}", wakes_at)
+                self.wait(asker, f"room for the model of {entry.name!r}", wakes_at)
         finally:
-            room.line.remove(ticket)
+            room.leave(ticket)
             for other in ticket.closed:
                 other.closing = other.unwanted
             self.changed.notify_all()
@@ -252,9 +253,9 @@ class Traffic:
         finally:
             self.changed.acquire()
 
-    def wait(self, until: float | None, what: str, wakes_at: float | None = None) -> None:
+    def wait(self, asker: Asker, what: str, wakes_at: float | None = None) -> None:
         """Wait for a change, or for one of two times."""
-        now = self.clock()
+        now, until = self.clock(), asker.until
         if until is not None and now >= until:
             raise errors.DeadlineExceeded(
                 f"{what} didn't come within the timeout; give more time or a larger memory_budget "
