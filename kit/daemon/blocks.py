@@ -26,12 +26,7 @@ __all__ = ["Block", "aligned", "of_numpy", "of_tensor", "read", "stackable"]
 _NUMPY_DTYPE = re.compile(
     r"[<>|](b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[US][1-9]\d{0,8}|[mM]8(\[\d{0,6}[a-zA-Z]{1,2}\])?)"
 )
-_TORCH_DTYPES = frozenset(
-    [
-        *("float64", "float32", "float16", "bfloat16", "complex64", "complex128"),
-        *("int64", "int32", "int16", "int8", "uint8", "bool"),
-    ]
-)
+_TORCH_DTYPES = frozenset(tensor_bytes.DTYPES)
 MOST_DIMENSIONS = 32
 #: What a tensor is besides its elements.
 PLAIN, PARAMETER, GRADIENT = 0, 1, 2

@@ -134,7 +134,7 @@ def decode(kind: int, head: bytes | memoryview, buffers: list[Any]) -> Any:
     if kind == PICKLE:
         return pickle.loads(head, buffers=buffers)
     if kind == LONG:
-        return _decode_long(head, buffers[0])
+        return decode(*long_parts(head, buffers[0]))
     dtype, shape = _layout(bytes(head))
     if kind == TORCH and tensor_bytes.wanted():
         return Rows(TensorBytes.of(dtype, shape, buffers[0]))
@@ -235,8 +235,7 @@ _TORCH_PLAIN: set[Any] = set()
 
 def _torch_plain(torch: Any) -> set[Any]:
     if not _TORCH_PLAIN:
-        names = "float32 float64 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
-        _TORCH_PLAIN.update(getattr(torch, name) for name in names.split())
+        _TORCH_PLAIN.update(getattr(torch, name) for name in tensor_bytes.DTYPES if hasattr(torch, name))
     return _TORCH_PLAIN
 
 
@@ -279,7 +278,8 @@ def with_long_head(payload: Payload) -> Payload:
     return Payload(LONG, struct.pack("<I", len(table)), [at], [fill])
 
 
-def _decode_long(head: bytes | memoryview, block: Any) -> Any:
+def long_parts(head: bytes | memoryview, block: Any) -> tuple[int, memoryview, list[Any]]:
+    """What `with_long_head` was given: kind, head, buffers."""
     (table_size,) = struct.unpack("<I", head)
     kind, head_size, sizes = pickle.loads(block[:table_size])
     start = aligned(table_size)
@@ -289,7 +289,7 @@ def _decode_long(head: bytes | memoryview, block: Any) -> Any:
     for size in sizes:
         buffers.append(block[start : start + size])
         start += aligned(size)
-    return decode(kind, inner, buffers)
+    return kind, inner, buffers
 
 
 def aligned(size: int) -> int:

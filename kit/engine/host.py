@@ -31,7 +31,7 @@ from kit.engine.local_model import Computed, LocalModel
 from kit.engine.model_store import KINDS, ModelStore
 from kit.engine.protocol import ADD_LANE, ALONE, ARGS, FAILED, LOADED, META, MODEL, RESULT, RUN, STOP
 from kit.engine.transport import SPIN_S, Channel, ChannelClosed
-from kit.engine.trouble import FAILURES, Trouble
+from kit.engine.trouble import Trouble
 from kit.shorten import counted
 
 #: The thread that computes something shorter goes on reading: waking another one takes longer, seconds.
@@ -171,11 +171,12 @@ class Host:
         if lane is None:  # another thread has just dropped it
             return
         try:
-            message = lane.channel.recv()
+            message = lane.receive()
         except ChannelClosed:
             self._drop(lane)
             return
-        assert message is not None
+        if message is None:
+            return
         if message.kind == RUN:
             kind = lane.kind or self.kind
             assert kind is not None
@@ -219,7 +220,7 @@ class Host:
                 group[0].kind.curve.record(total, computed.seconds)
             total = len(computed.values)
             group[0].kind.last_s = computed.seconds
-        except FAILURES as error:
+        except BaseException as error:  # an interrupt is user code's, too: no signal comes here
             self._end(0, 0)
             if len(group) > 1:
                 # One request's bad example must not fail another's.
@@ -272,7 +273,7 @@ class Host:
         try:
             several: Computed | None = request.kind.compute.several(examples, request.lane.args, request.size)
             return several
-        except FAILURES:
+        except BaseException:
             return None  # its batches are computed one by one, which tells which of them failed
 
     def _answer(self, request: HostRequest, computed: Computed) -> None:

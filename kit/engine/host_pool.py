@@ -11,6 +11,7 @@ from kit.engine.keyed_requests import Spec
 from kit.engine.local_model import Computed
 from kit.engine.protocol import ALONE, ARGS, META, MODEL, RESULT, RUN
 from kit.engine.transport import SPIN_S, Channel, ChannelClosed
+from kit.engine.unreadable import PREDICTIONS, Unreadable
 
 
 class HostLost(BaseException):
@@ -111,7 +112,10 @@ class _HostLane:
         channel.send(RUN, batch, flags=flags, attempt=size)
         sent = time.monotonic()
         while True:
-            message = channel.recv(spin_s=self.spin_s)
+            try:
+                message = channel.recv(spin_s=self.spin_s)
+            except Unreadable as error:
+                raise error.trouble(PREDICTIONS).error() from None
             assert message is not None
             if message.kind == RESULT:
                 # Only where answers come fast is it worth waiting for them awake.

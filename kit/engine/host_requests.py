@@ -8,7 +8,9 @@ from typing import Any
 
 from kit import batching
 from kit.engine.codec import Rows
-from kit.engine.transport import Channel
+from kit.engine.protocol import FAILED, RUN
+from kit.engine.transport import Channel, Message
+from kit.engine.unreadable import EXAMPLES, Unreadable
 
 #: Computing time of the batches that one lane gets in a turn, seconds.
 TURN_S = 0.005
@@ -37,6 +39,20 @@ class HostLane:
         self.args: Mapping[str, Any] | None = None
         self.announced: tuple[str | None, bool] | None = None
         self.kind: Kind | None = None
+
+    def receive(self) -> Message | None:
+        """The next message; None when that was a request that can't be rebuilt here, which is failed.
+
+        Raises:
+            ChannelClosed: the worker is gone.
+        """
+        try:
+            return self.channel.recv()
+        except Unreadable as error:
+            if error.message.kind != RUN:
+                raise
+            self.channel.send(FAILED, error.trouble(EXAMPLES))
+            return None
 
 
 class HostRequest:

@@ -13,6 +13,7 @@ from kit import errors
 from kit.engine import board as fields
 from kit.engine import protocol
 from kit.engine.transport import Channel, ChannelClosed
+from kit.engine.unreadable import PREDICTIONS, Unreadable
 from kit.machine import cpu_count
 
 if TYPE_CHECKING:
@@ -162,6 +163,9 @@ class Lane:
         except ChannelClosed:
             on_closed(self)
             return
+        except Unreadable as error:
+            self._unreadable(dispatcher, error)
+            return
         if message is None:
             return
         kind, value = message.kind, message.value
@@ -183,6 +187,11 @@ class Lane:
         elif kind == protocol.LOST:
             dispatcher.lost(self, message.request, self.topology.deaths.suspicious(value))
             dispatcher.pump()
+
+    def _unreadable(self, dispatcher: Dispatcher, error: Unreadable) -> None:
+        """Fail the chunk whose answer can't be rebuilt here; an example to be shown isn't missed."""
+        if error.message.kind != protocol.LATEST:
+            dispatcher.failed(self, error.message._replace(value=error.trouble(PREDICTIONS)))
 
     def close(self) -> None:
         """Close the channel."""

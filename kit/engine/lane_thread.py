@@ -37,6 +37,8 @@ from kit.engine.protocol import (
 from kit.engine.runner import Outcome, Runner
 from kit.engine.transport import Channel, ChannelClosed
 from kit.engine.trouble import FAILURES, Trouble
+from kit.engine.unreadable import ARGUMENTS, EXAMPLES, Unreadable
+from kit.shorten import counted
 
 
 class Unwanted(BaseException):
@@ -49,6 +51,7 @@ class LaneThread:
     def __init__(
         self, context: Context, lane: Channel, slot: int, compute: Any, runners: KeyedRunners | None = None
     ) -> None:
+        self._name = type(context.handler).__name__
         self.board = context.board
         self.pool = compute if isinstance(compute, HostPool) else None
         self.lane = lane
@@ -56,7 +59,7 @@ class LaneThread:
         self.runners = runners
         self.model: tuple[Spec, int] | None = None  # the model by key of what comes next, and its host's pid
         self.runner: Any = Runner(context.handler, compute)
-        self.args: Mapping[str, Any] | None = None
+        self.args: Any = None  # a mapping, or the Trouble that they couldn't be rebuilt
         self.model_ids: Any = None
         self.door: Any = None  # a caller's direct line to this thread
 
@@ -68,7 +71,11 @@ class LaneThread:
                     self.door.attend()
                     if self.door.closed:
                         self._forget_door()
-                message = self.lane.recv()
+                try:
+                    message = self.lane.recv()
+                except Unreadable as error:
+                    self._refuse(error)
+                    continue
                 assert message is not None
                 if message.kind == RUN:
                     self._answer(message)
@@ -85,6 +92,17 @@ class LaneThread:
             # A thread that ended silently would leave its chunks unanswered for ever.
             traceback.print_exc()
             os._exit(70)
+
+    def _refuse(self, error: Unreadable) -> None:
+        """Fail the chunk that can't be rebuilt here; of arguments, those that come with them."""
+        message = error.message
+        if message.kind == ARGS:
+            self.args = error.trouble(ARGUMENTS)
+        elif message.kind == RUN:
+            trouble = error.trouble(EXAMPLES)
+            self.lane.send(FAILED, trouble, request=message.request, stamp=time.monotonic())
+        else:
+            raise error
 
     # ---- a direct line -------------------------------------------------------------------------
 
@@ -114,7 +132,7 @@ class LaneThread:
         self.board.put(self.slot, fields.COMPUTING_NS, began)
         count = batches = 0
         try:
-            outcome: Outcome = self.runner.run(examples, None, check=check)
+            outcome = self._compute(examples, None, check=check)
             count, batches = len(outcome.values), len(outcome.batches)
             return outcome
         finally:
@@ -135,9 +153,11 @@ class LaneThread:
         if self.pool is not None:
             self.pool.alone, self.pool.model = bool(message.flags & ALONE), self.model
         try:
+            if type(self.args) is Trouble:
+                raise self.args.error()
             if self.runners is not None and self.model is not None:
                 self.runner = self.runners.of(self.model[0])
-            outcome = self.runner.run(
+            outcome = self._compute(
                 message.value,
                 self.args,
                 isolate=bool(message.flags & ISOLATE),
@@ -161,6 +181,16 @@ class LaneThread:
             self._send(outcome, message.request, started)
         self.board.put(self.slot, fields.COMPUTING_NS, 0)
         self.board.end(self.slot, 0, 0)
+
+    def _compute(self, examples: Any, args: Mapping[str, Any] | None, **about: Any) -> Outcome:
+        try:
+            outcome: Outcome = self.runner.run(examples, args, **about)
+            return outcome
+        except (Exception, Unwanted, HostLost):
+            raise
+        except BaseException as error:  # an interrupt that user code raises: no signal comes to this thread
+            what = f"{self._name} failed on {counted(len(examples), 'example')}"
+            raise Trouble.of(error, what).error() from error
 
     def _check_for(self, chunk_id: int) -> Callable[[], None]:
         get, slot = self.board.get, self.slot

@@ -20,7 +20,7 @@ from kit.engine.local_model import LocalModel
 from kit.engine.model_store import Handlers, trouble_of
 from kit.engine.protocol import FAILED, LOADED, VERIFIED, VERIFY
 from kit.engine.transport import ChannelClosed
-from kit.engine.trouble import FAILURES
+from kit.engine.unreadable import Unreadable
 from kit.mapped_files import in_mapped_files
 
 
@@ -91,6 +91,9 @@ def _verify(context: Context, original: LocalModel, rebuilt: LocalModel) -> int:
             message = context.control.recv()
         except ChannelClosed:
             return 0
+        except Unreadable as error:  # the workers fail it; the next batch tells
+            context.control.send(VERIFIED, ("failed", str(error)), request=error.message.request)
+            continue
         assert message is not None
         if message.kind != VERIFY:
             return 0
@@ -107,7 +110,7 @@ def _compare(handler: Any, original: LocalModel, rebuilt: LocalModel, examples: 
         if weights.equal_outputs(first, twin):
             return "equal", "outputs equal bit for bit"
         again = _seeded(original, examples, args)
-    except FAILURES as error:
+    except BaseException as error:
         # A bad example says nothing about the weights; the next batch will.
         return "failed", f"{type(error).__name__}: {error}"
     if not weights.equal_outputs(first, again):

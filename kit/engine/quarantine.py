@@ -19,6 +19,7 @@ from kit.engine.protocol import ARGS, AS_GIVEN, FAILED, FULL_RESULT, ISOLATE, ME
 from kit.engine.requests import Chunk, Request
 from kit.engine.transport import ChannelClosed
 from kit.engine.trouble import Trouble
+from kit.engine.unreadable import PREDICTIONS, Unreadable
 from kit.shorten import shorten
 
 if TYPE_CHECKING:
@@ -128,7 +129,10 @@ class Quarantine:
 def _receive(channel: Any) -> tuple[Any, Any, bool, dict[int, Trouble]]:
     model_ids = None
     while True:
-        message = channel.recv()
+        try:
+            message = channel.recv()
+        except Unreadable as error:
+            return _nothing(error.trouble(PREDICTIONS))
         if message.kind == META:
             model_ids = message.value
         elif message.kind == RESULT:

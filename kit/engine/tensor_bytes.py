@@ -18,7 +18,9 @@ import numpy as np
 DTYPES: dict[str, np.dtype[Any]] = {
     **{name: np.dtype(name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8")},
     **{name: np.dtype(name) for name in ("complex64", "complex128", "bool")},
+    **{name: np.dtype(name) for name in ("uint64", "uint32", "uint16")},  # these and float8 don't unpickle
     "bfloat16": np.dtype("uint16"),
+    **{f"float8_{name}": np.dtype("uint8") for name in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")},
 }
 _passes_on = False
 

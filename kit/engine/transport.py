@@ -28,6 +28,7 @@ from kit.engine import codec
 from kit.engine.arena import ARENA_BYTES, Arena, anonymous_file
 from kit.engine.framing import fds_of, layout
 from kit.engine.parting import Parting
+from kit.engine.unreadable import Unreadable
 
 VERSION = 1
 #: How long a short round trip is worth waiting for awake, seconds. Long against a round trip: once one side sleeps,
@@ -200,6 +201,7 @@ class Channel:
 
         Raises:
             ChannelClosed: the other side is gone.
+            Unreadable: a message came, whose value can't be unpickled; the next one may be fine.
         """
         fds: tuple[int, ...] = ()
         try:
@@ -235,26 +237,29 @@ class Channel:
                 self._out.release(freed)
         at = HEADER.size + 8 * count if count > 1 else HEADER.size
         head: Any = bytes(view[at : at + head_size])
-        if not count:
-            return Message(kind, flags, request, attempt, stamp, spent, codec.decode(coding, head, []), fds)
-        if slot == NO_SLOT:
-            block = np.frombuffer(bytearray(view[at + head_size : size]), dtype=np.uint8)
-        elif slot == OWN_FD:
-            block = np.frombuffer(mmap.mmap(fds[-1], max(total, 1)), dtype=np.uint8)
-            os.close(fds[-1])
-            fds = fds[:-1]
-        else:
-            block = self._lease(slot, offset, total)
-            if self._copy:
-                block = block.copy()
-        # A memoryview, since numpy would skip an array when it looks for the owner of a view's memory.
-        whole = memoryview(block)  # type: ignore[arg-type]
-        if count == 1:
-            buffers = [whole]
-        else:
-            sizes = struct.unpack_from(f"<{count}Q", view, HEADER.size)
-            buffers = [whole[start : start + length] for start, length in zip(layout(sizes)[0], sizes, strict=True)]
-        value = codec.decode(coding, head, buffers)
+        buffers: list[Any] = []
+        if count:
+            if slot == NO_SLOT:
+                block = np.frombuffer(bytearray(view[at + head_size : size]), dtype=np.uint8)
+            elif slot == OWN_FD:
+                block = np.frombuffer(mmap.mmap(fds[-1], max(total, 1)), dtype=np.uint8)
+                os.close(fds[-1])
+                fds = fds[:-1]
+            else:
+                block = self._lease(slot, offset, total)
+                if self._copy:
+                    block = block.copy()
+            # A memoryview, since numpy would skip an array when it looks for the owner of a view's memory.
+            whole = memoryview(block)  # type: ignore[arg-type]
+            buffers.append(whole)
+            if count > 1:
+                sizes = struct.unpack_from(f"<{count}Q", view, HEADER.size)
+                buffers = [whole[start : start + length] for start, length in zip(layout(sizes)[0], sizes, strict=True)]
+        try:
+            value = codec.decode(coding, head, buffers)
+        except BaseException as error:  # user code's, in a thread that others need, too
+            message = Message(kind, flags, request, attempt, stamp, spent, None, fds)
+            raise Unreadable(message, error, (coding, head, buffers)) from None
         return Message(kind, flags, request, attempt, stamp, spent, value, fds)
 
     def _lease(self, slot: int, offset: int, total: int) -> np.ndarray[Any, Any]:

@@ -11,6 +11,14 @@ from kit import errors
 FAILURES = (Exception, SystemExit)
 
 
+def in_words(error: BaseException) -> str:
+    """An error's type and text, whatever its own ``__str__`` does."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}, whose text can't be had"
+
+
 class Trouble(NamedTuple):
     """An error as it travels: class name of ours, message, traceback text."""
 
@@ -25,7 +33,7 @@ class Trouble(NamedTuple):
             return cls(type(error).__name__, str(error.args[0]), error.remote_traceback)
         message = f"{what}: " if what else ""
         trace = "".join(traceback.format_exception(error))
-        return cls("InferenceFailed", f"{message}{type(error).__name__}: {error}", trace)
+        return cls("InferenceFailed", f"{message}{in_words(error)}", trace)
 
     def error(self) -> errors.KitError:
         """The error to raise."""
