@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import kit
+from kit.daemon import code_names
 from kit.made_with import MadeWith
 
 _DEPTH = 40
@@ -167,7 +168,7 @@ class _Walker:
                 self.take(cell.cell_contents)
             except ValueError:
                 self.note("empty")
-        for name in sorted(_names(function.__code__)):
+        for name in sorted(code_names.loaded(function.__code__)):
             if name in function.__globals__:
                 self.note(name)
                 self.take(function.__globals__[name])
@@ -198,12 +199,3 @@ def is_installed(module: str | None) -> bool:
     if found is None:
         return False  # a class that came by value
     return file is None or file.startswith(_INSTALLED)
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Names that a function and those within it look up."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return found
