@@ -278,7 +278,7 @@ def test_a_leased_model_is_never_evicted_and_its_room_comes_with_its_release(poo
     shelf = Shelf({"a": 60, "b": 60})
     manager = shelf.manager(100)
     lease = manager.acquire("a")
-    with pytest.raises(errors.DeadlineExceeded, match=r"60 B of 100 B are taken, by 1 models, 1 in use"):
+    with pytest.raises(errors.DeadlineExceeded, match=r"60 B of 100 B are taken, by 1 model, 1 in use"):
         manager.acquire("b", timeout=0)
     waiting = pool.submit(manager.acquire, "b")
     assert lease.model.name == "a"

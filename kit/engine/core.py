@@ -132,7 +132,7 @@ class Engine:
             model_bytes = expected_bytes or self.model_bytes
             settings.check_budget(model_bytes)
             if self.places is not None:
-                self.places.check(settings)
+                self.places.check(new_handler, settings)
             new = Topology(self, new_handler, handler_bytes, settings, expected_bytes)
             budget = settings.memory_budget
             together = (old.settings.copies + settings.copies_at_start) * (model_bytes or 0)

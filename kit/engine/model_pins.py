@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kit import errors
 from kit.key_routes import KeyModel, Route, Routes
+from kit.manager.room import check_pins
 from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -85,12 +86,14 @@ class Pins:
         with contextlib.suppress(errors.KitError):  # its requests will say what is wrong
             self._places.lease(route).release()
 
-    def check(self, budget: int | None, loading_factor: float = 1.0) -> None:
+    def check(self, budget: int | None, most: int | None, loading_factor: float = 1.0) -> None:
         """Raise BudgetExceeded when the pinned models alone take more, as far as it is known what they take.
 
         Args:
+            most: models loaded at once.
             loading_factor: bytes that one takes while it is loaded, in its bytes.
         """
+        check_pins(len(self._routes), most)
         sizes = [self._places.size_of(model) or 0 for model in list(self._routes)]
         pinned, more = sum(sizes), int((loading_factor - 1.0) * max(sizes, default=0))
         if budget is not None and pinned + more > budget:

@@ -149,9 +149,9 @@ class ModelPlaces:
         before, self._routes = self._routes, handler.routes
         return [route.model for route in self.pins.carry(before, self._routes)]
 
-    def check(self, settings: Settings) -> None:
+    def check(self, handler: Any, settings: Settings) -> None:
         """Raise BudgetExceeded when pinned models alone take more than these settings allow."""
-        self.pins.check(settings.memory_budget, _loading_factor(settings))
+        self.pins.check(settings.memory_budget, _most_models(handler, settings), _loading_factor(settings))
 
     def resize(self, handler: Any, settings: Settings) -> None:
         """Take the budget of these settings.
@@ -160,7 +160,7 @@ class ModelPlaces:
             BudgetExceeded: pinned models alone take more.
         """
         budget = settings.memory_budget
-        self.check(settings)
+        self.check(handler, settings)
         models = _most_models(handler, settings)
         if budget != self.manager.budget or models != self.manager.max_models:
             self.manager.resize(budget, models)

@@ -22,10 +22,13 @@ from kit.manager.device import Device
 from kit.manager.entry import LOADING, RESIDENT, Asker, Entry, Lease
 from kit.manager.hosttier import HostTier
 from kit.manager.policy import make
-from kit.manager.room import Room
+from kit.manager.room import Room, check_pins
 from kit.manager.sweep import Sweeper
 from kit.manager.traffic import Traffic
 from kit.sizes import format_bytes, parse_bytes
+
+#: In the place of a setting: as it is.
+SAME: Any = object()
 
 
 class ModelManager(Departures):
@@ -219,13 +222,17 @@ class ModelManager(Departures):
             self._traffic.evict(self._room.shrink())
             self._changed.notify_all()
 
-    def resize(self, budget: int | float | str | None, max_models: int | None = None) -> None:
+    def resize(self, budget: int | float | str | None, max_models: int | None = SAME) -> None:
         """Change the budget, and the number of models, live. Models over it go now, those in use once released.
+
+        Args:
+            max_models: None for no limit; left out, it stays.
 
         Raises:
             BudgetExceeded: pinned models alone take more.
         """
         wanted = parse_bytes(budget)
+        most = self.max_models if max_models is SAME else max_models
         with self._changed:
             pinned = self._room.pinned_bytes()
             if wanted is not None and pinned > wanted:
@@ -233,7 +240,8 @@ class ModelManager(Departures):
                     f"the pinned models take {format_bytes(pinned)}, and the new memory budget is "
                     f"{format_bytes(wanted)}: unpin some first."
                 )
-            self._room.budget, self._room.most = wanted, max_models or self._room.most
+            check_pins(sum(entry.pinned for entry in self._room.present), most)
+            self._room.budget, self._room.most = wanted, most
             self._traffic.evict(self._room.shrink())
             self._changed.notify_all()
 

@@ -16,12 +16,13 @@ were before it when it came, and those of other askers' earlier turns that came 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import TYPE_CHECKING
 
 from kit import errors
 from kit.manager import policy as policies
 from kit.manager.entry import EVICTED, LOADING, RESIDENT, Entry
+from kit.shorten import counted
 from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -89,13 +90,17 @@ class Room:
 
     def settle(self, entry: Entry, size_bytes: int) -> None:
         """Put the measured size of a loaded model in the place of what was reserved."""
-        grown = size_bytes - entry.reserved_bytes
-        self.used_bytes += grown
+        self.overshoot_bytes = max(self.overshoot_bytes, self.above(entry, size_bytes))
+        self.used_bytes += size_bytes - entry.reserved_bytes
         entry.size_bytes, entry.reserved_bytes, entry.alone = size_bytes, 0, False
         self.loading -= 1
         self._sizes = [*self._sizes[-31:], size_bytes]
-        # What a lowered budget leaves above it is none of this load's doing.
-        self.overshoot_bytes = max(self.overshoot_bytes, min(grown, self.over_bytes))
+
+    def above(self, entry: Entry, size_bytes: int) -> int:
+        """Bytes above the budget since a loaded model takes so many; what a lowered budget leaves isn't its doing."""
+        grown = size_bytes - entry.reserved_bytes
+        over = 0 if self.budget is None else self.used_bytes + grown - self.budget
+        return max(0, min(grown, over))
 
     def gone(self, entry: Entry) -> None:
         """A resident model's memory was given back."""
@@ -120,6 +125,7 @@ class Room:
 
     def check_fits(self, entry: Entry) -> None:
         """Raise BudgetExceeded when a model couldn't be loaded if all others went, with both numbers."""
+        self._check_number(entry)
         if self.budget is None or entry.size_bytes is None:
             return
         pinned = self.pinned_bytes(entry)
@@ -136,12 +142,27 @@ class Room:
             f"{'unpin a model, ' if pinned > asked else 'pin less, ' if asked else ''}or take a smaller model."
         )
 
+    def _check_number(self, entry: Entry) -> None:
+        pinned = [other for other in self.present if other.pinned and other is not entry]
+        if self.most is None or len(pinned) < self.most:
+            return
+        asked = sum(other.pinning for other in pinned)
+        beside = f"{asked} are to be pinned with it" if asked else ""
+        if len(pinned) > asked:
+            beside = f"{len(pinned) - asked} of them are pinned" + (f", and {beside}" if asked else "")
+        raise errors.BudgetExceeded(
+            f"the model of {entry.name!r} has no place: max_models_per_worker_hint allows "
+            f"{counted(self.most, 'model')} at once in all, and {beside}. Raise max_models_per_worker_hint, or "
+            f"{'unpin a model' if len(pinned) > asked else 'pin less'}."
+        )
+
     def refusals(self, entries: Iterable[Entry]) -> dict[Hashable, str]:
         """Why some models that aren't loaded couldn't be, as things are, by name."""
         found: dict[Hashable, str] = {}
+        full = self.most is not None and sum(entry.pinned for entry in self.present) >= self.most
         most = None if self.budget is None else self.budget - self.pinned_bytes()
         for entry in entries:
-            if most is not None and entry.state == EVICTED and (entry.size_bytes or 0) > most:
+            if entry.state == EVICTED and (full or (most is not None and (entry.size_bytes or 0) > most)):
                 try:
                     self.check_fits(entry)
                 except errors.BudgetExceeded as error:
@@ -192,23 +213,17 @@ class Room:
         impatient = now - ticket.since >= self.patience_s
         if impatient:
             self._close(ticket)
-        short, too_many = self._short(ticket.entry)
         closing = [entry for entry in self.present if entry.closing and entry.idle]
         if closing:
             return closing
-        for going in self.present:  # its bytes come by themselves
-            if going.leaving or (going.closing and not impatient):
-                short -= going.held_bytes
-                too_many -= 1
+        going = [entry for entry in self.present if entry.leaving or (entry.closing and not impatient)]
+        short, too_many = self._short(ticket.entry, going)
         free = [entry for entry in self.present if entry.idle and (impatient or not self._protected(entry, now))]
         return self._choose(free, short, too_many)
 
     def _close(self, ticket: Ticket) -> None:
         """Choose who must go for an impatient load, among models in use too, and let them take no new leases."""
-        short, too_many = self._short(ticket.entry)
-        already = [entry for entry in self.present if entry.closing]
-        short -= sum(entry.held_bytes for entry in already)
-        too_many -= len(already)
+        short, too_many = self._short(ticket.entry, [entry for entry in self.present if entry.leaving or entry.closing])
         movable = [
             entry
             for entry in self.present
@@ -220,9 +235,7 @@ class Room:
 
     def shrink(self) -> list[Entry]:
         """Idle models that have to go because more is used than the budget allows."""
-        short = self.over_bytes - sum(entry.held_bytes for entry in self.present if entry.leaving)
-        too_many = 0 if self.most is None else len(self.present) - self.most
-        too_many -= sum(entry.leaving for entry in self.present)
+        short, too_many = self._short(None, [entry for entry in self.present if entry.leaving])
         idle = [entry for entry in self.present if entry.idle]
         return self._choose(idle, short, too_many, all_or_none=False)
 
@@ -234,10 +247,18 @@ class Room:
         ahead = [at for at in times if at > now]
         return min(ahead) if ahead else None
 
-    def _short(self, entry: Entry) -> tuple[int, int]:
-        """Bytes and models that have to go before the load can start; neither is below 0."""
-        need = 0 if self.budget is None else self.used_bytes + self.expected_bytes(entry) - self.budget
-        too_many = 0 if self.most is None else len(self.present) + 1 - self.most
+    def _short(self, entry: Entry | None, going: Collection[Entry] = ()) -> tuple[int, int]:
+        """Bytes and models that have to go before a load can start, or with None for the limits to hold; not below 0.
+
+        Args:
+            going: go by themselves, so that their bytes come without doing anything.
+        """
+        used = self.used_bytes - sum(other.held_bytes for other in going)
+        present = len(self.present) - len(going)
+        if entry is not None:
+            used, present = used + self.expected_bytes(entry), present + 1
+        need = 0 if self.budget is None else used - self.budget
+        too_many = 0 if self.most is None else present - self.most
         return max(0, need), max(0, too_many)
 
     def _choose(
@@ -263,3 +284,12 @@ class Room:
             return entry.loaded_at
         grace = GRACE * entry.load_s if entry.gap_s is None else GAPS * entry.gap_s
         return min(entry.loaded_at + self.hysteresis * entry.load_s, entry.used_at + grace)
+
+
+def check_pins(pinned: int, most: int | None) -> None:
+    """Raise BudgetExceeded when there are more pinned models than are to be loaded at once."""
+    if most is not None and pinned > most:
+        raise errors.BudgetExceeded(
+            f"{pinned} models are pinned, and max_models_per_worker_hint would allow {counted(most, 'model')} at once "
+            "in all: unpin some first, or raise max_models_per_worker_hint."
+        )

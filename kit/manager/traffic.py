@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from kit.manager.entry import EVICTED, FAILED, HOST_TIER, LOADING, RESIDENT, Ask
 from kit.manager.hosttier import HostTier
 from kit.manager.policy import Policy
 from kit.manager.room import Room, Ticket
+from kit.shorten import counted
 from kit.sizes import format_bytes
 
 #: Longest time before a failed load is tried again, seconds.
@@ -211,10 +213,13 @@ class Traffic:
         """Give back the memory of idle models, some of them to the host tier; the lock isn't held meanwhile."""
         if not entries:
             return
+        plan = self.tier.plan([entry for entry in entries if keep and not entry.retired and not self.closed])
         for entry in entries:
             entry.leaving = True
-            self.policy.evicted(entry.name)
-        plan = self.tier.plan([entry for entry in entries if keep and not entry.retired and not self.closed])
+            try:
+                self.policy.evicted(entry.name)
+            except Exception:  # of the user's own; the model goes all the same
+                traceback.print_exc()
         dropped: list[Any] = []
         for entry in (*entries, *plan.dropped):
             if entry not in plan.moved:
@@ -257,18 +262,22 @@ class Traffic:
         """Wait for a change, or for one of two times."""
         now, until = self.clock(), asker.until
         if until is not None and now >= until:
-            raise errors.DeadlineExceeded(
-                f"{what} didn't come within the timeout; give more time or a larger memory_budget "
-                f"({self._describe_use()})."
-            )
+            raise errors.DeadlineExceeded(f"{what} didn't come within the timeout; {self._advice()}.")
         ends = [at - now for at in (until, wakes_at) if at is not None]
         self.changed.wait(max(0.0, min(ends)) if ends else None)
 
-    def _describe_use(self) -> str:
+    def _advice(self) -> str:
         room = self.room
-        budget = "no limit" if room.budget is None else format_bytes(room.budget)
+        more, budget, most = "give more time", "", ""
+        if room.budget is not None:
+            more += " or a larger memory_budget"
+            budget = f" of {format_bytes(room.budget)}"
+        if room.most is not None:
+            more += " or a larger max_models_per_worker_hint"
+            most = f" of {room.most} at most"
         in_use = sum(entry.leases > 0 for entry in room.present)
-        return f"{format_bytes(room.used_bytes)} of {budget} are taken, by {len(room.present)} models, {in_use} in use"
+        taken = f"{format_bytes(room.used_bytes)}{budget} are taken, by {counted(len(room.present), 'model')}{most}"
+        return f"{more} ({taken}, {in_use} in use)"
 
     def _note(self, kind: str, entry: Entry, seconds: float) -> None:
         self.events.append(Event(self.clock(), kind, entry.name, entry.size_bytes or 0, seconds))

@@ -53,12 +53,10 @@ class Views:
         return self._room.overshoot_bytes
 
     def above_budget(self, name: Hashable, size_bytes: int) -> int:
-        """Bytes above the budget with a model of so many in the place of what is reserved for its load."""
+        """Bytes above the budget since the model that has just been loaded takes so many."""
         with self._traffic.changed:
             entry = self._entries.get(name)
-            reserved = 0 if entry is None else entry.reserved_bytes
-            used = self._room.used_bytes - reserved + size_bytes
-            return 0 if self._room.budget is None else max(0, used - self._room.budget)
+            return 0 if entry is None else self._room.above(entry, size_bytes)
 
     def resident(self, name: Hashable) -> bool:
         """True when a request for `name` would be answered without loading."""

@@ -1,0 +1,176 @@
+"""Limits of models by key that hold together: a number of models, pins, a budget; and what is said of them."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kit
+from kit import KeyedModelHandler, KeyModelMapping, ModelManager, errors
+from kit.manager.policy import Lru
+
+MODES = ["default", "large", "shared"]
+
+
+class Times(kit.ModelHandler):
+    """Multiplies by its factor; its model takes 1 MB, and its load waits for a file, if it is given one."""
+
+    def __init__(self, factor: float, gate: Path | None = None, megabytes: int = 1) -> None:
+        super().__init__()
+        self.factor = factor
+        self.gate = gate
+        self.megabytes = megabytes
+
+    def load_model(self) -> Any:
+        import numpy as np
+
+        if self.gate is not None:
+            self.gate.with_suffix(".begun").touch()
+            while not self.gate.exists():
+                threading.Event().wait(0.01)
+        return np.full(self.megabytes * 250_000, self.factor, np.float32)
+
+    def estimate_model_bytes(self) -> int:
+        return self.megabytes * 1_000_000
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> list[float]:
+        return [float(example * model[0]) for example in batch]
+
+
+def keyed(**options: Any) -> KeyedModelHandler:
+    return KeyedModelHandler([KeyModelMapping([key], Times(key)) for key in range(1, 7)], **options)
+
+
+def states(deployment: Any) -> dict[int, str]:
+    return {keys[0]: state for keys, state in deployment.models()[["keys", "state"]].values}
+
+
+# ---- pins and a number of models -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pins_that_take_all_places_leave_no_waiting_requests(mode: str) -> None:
+    with kit.deploy(keyed(max_models_per_worker_hint=2), mode=mode, processes=1) as deployment:
+        deployment.pin([1, 2])
+        words = (
+            r"the model of 3 has no place: max_models_per_worker_hint allows 2 models at once in all, and 2 of them are"
+            r" pinned\. Raise max_models_per_worker_hint, or unpin a model"
+        )
+        with pytest.raises(errors.BudgetExceeded, match=words):
+            deployment.predict([(3, 1)], timeout=60)
+        with pytest.raises(errors.BudgetExceeded, match="1 of them are pinned, and 1 are to be pinned with it"):
+            deployment.unpin([2]).pin([3, 4])
+        assert deployment.predict([(1, 5)], timeout=60)[0][1].inference == 5.0
+        deployment.predict([(5, 1)], timeout=60)
+        assert list(deployment.models().query("pinned")["keys"]) == [[1]]
+        deployment.pin([5])
+        said = deployment.models().query("state == 'evicted' and requests > 0")["error"]
+        assert all("has no place" in words for words in said)
+
+
+def test_more_pins_than_places_are_refused() -> None:
+    with kit.deploy(keyed(max_models_per_worker_hint=2), processes=1) as deployment:
+        with pytest.raises(errors.BudgetExceeded, match=r"and 2 are to be pinned with it\. .* or pin less"):
+            deployment.pin([1, 2, 3])
+        assert not deployment.models()["pinned"].any()
+        deployment.switch(processes=2).pin([1, 2, 3, 4])
+        words = r"4 models are pinned, and max_models_per_worker_hint would allow 2 models at once in all: unpin some"
+        with pytest.raises(errors.BudgetExceeded, match=words):
+            deployment.switch(processes=1)
+        with pytest.raises(errors.BudgetExceeded, match="would allow 2 models"):
+            deployment.update_model(keyed(max_models_per_worker_hint=1))
+        assert len(deployment.predict([(key, 1) for key in range(1, 5)], timeout=60)) == 4
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_another_handlers_number_of_models_is_taken_over_also_where_it_has_none(mode: str) -> None:
+    with kit.deploy(keyed(max_models_per_worker_hint=1), mode=mode, processes=1) as deployment:
+        pairs = [(key, 1) for key in range(1, 7)]
+        deployment.predict(pairs)
+        assert list(states(deployment).values()).count("resident") == 1
+        deployment.update_model(keyed()).predict(pairs)
+        assert list(states(deployment).values()).count("resident") == 6
+
+
+def test_a_manager_keeps_its_number_of_models_unless_it_is_given_another() -> None:
+    manager = ModelManager(str, max_models=2)
+    manager.pin("ab")
+    manager.resize("1MB")
+    assert manager.max_models == 2
+    with pytest.raises(errors.BudgetExceeded, match="2 models are pinned"):
+        manager.resize("1MB", 1)
+    manager.resize("1MB", None)
+    assert manager.max_models is None
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (
+            {"max_models": 1},
+            r"give more time or a larger max_models_per_worker_hint \(1 B are taken, by 1 model of 1 at",
+        ),
+        ({"budget": 1}, r"give more time or a larger memory_budget \(1 B of 1 B are taken, by 1 model, 1 in use\)"),
+    ],
+)
+def test_who_waits_in_vain_for_room_is_told_what_there_is_too_little_of(options: Any, advice: str) -> None:
+    manager = ModelManager(str, size_of=lambda name: 1, measure=lambda model: 1, **options)
+    with manager.acquire("a"), pytest.raises(errors.DeadlineExceeded, match=advice):
+        manager.acquire("b", timeout=0)
+
+
+# ---- a policy of one's own -----------------------------------------------------------------------
+
+
+class Raising(Lru):
+    """Fails at the first model that goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raised = False
+
+    def evicted(self, model: Any) -> None:
+        if not self.raised:
+            self.raised = True
+            raise KeyError("evicted")
+        super().evicted(model)
+
+
+def test_a_policy_that_fails_at_an_eviction_keeps_no_model_from_going(capfd: pytest.CaptureFixture[str]) -> None:
+    manager = ModelManager(str, budget=2, size_of=lambda name: 1, measure=lambda model: 1, policy=Raising())
+    for name in "abcab":
+        manager.acquire(name, timeout=20).release()
+    assert "KeyError: 'evicted'" in capfd.readouterr().err
+    assert manager.used_bytes == 2
+    manager.close()
+    assert manager.used_bytes == 0
+
+
+# ---- above the budget ----------------------------------------------------------------------------
+
+
+def test_a_load_is_not_blamed_for_a_budget_that_was_lowered_meanwhile(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    handler = KeyedModelHandler(
+        [KeyModelMapping(["a"], Times(1, megabytes=4)), KeyModelMapping(["b"], Times(2, gate, megabytes=4))],
+        memory_budget="20MB",
+    )
+    with kit.deploy(handler, processes=1) as deployment, ThreadPoolExecutor(1) as pool:
+        gate.touch()
+        deployment.pin(["a"]).preload(["b"]).unload(["b"])  # their sizes are known from now on
+        gate.unlink()
+        gate.with_suffix(".begun").unlink()
+        answer = pool.submit(deployment.predict, [("b", 1)])
+        while not gate.with_suffix(".begun").exists():
+            threading.Event().wait(0.01)
+        deployment.switch(memory_budget="6MB")
+        gate.touch()
+        with pytest.raises(errors.BudgetExceeded):
+            answer.result(60)
+        loads = [event.text for event in deployment._engine.history.events() if event.kind == "load"]
+        assert len(loads) == 3
+        assert not any("above the budget" in text for text in loads)
