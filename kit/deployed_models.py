@@ -83,7 +83,9 @@ class DeployedModels(ABC):
         All of them are pinned, or none. A version that takes the place of a pinned model is pinned in its stead.
 
         Raises:
-            BudgetExceeded: they don't fit beside what is pinned already. And those of `preload`.
+            BudgetExceeded: they don't fit beside what is pinned already, or there are more than the handler's
+            ``max_models_per_worker_hint`` allows. ModelLoadFailed: also when one was unloaded or unpinned meanwhile.
+            And those of `preload`.
         """
         self._models.pin(key_list(keys), seconds("timeout", timeout))
         return self

@@ -131,8 +131,16 @@ def _check_key(key: Any) -> None:
         hash(key)
     except TypeError as error:
         raise InvalidSetting(f"the key {short(key)} is a {type(key).__name__}, which can't be a key.") from error
-    if isinstance(key, float) and key != key:  # nobody who looks for it would find it
+    if unlike_itself(key):
         raise InvalidSetting(f"the key {short(key)} isn't equal to itself, and can't be a key.")
+
+
+def unlike_itself(key: Any) -> bool:
+    """True for a NaN and its like: nobody who looks for it would find it."""
+    try:
+        return bool(key != key)
+    except Exception:
+        return False
 
 
 def check_inner(handler: Any, where: str) -> None:

@@ -8,15 +8,17 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from kit.errors import InvalidSetting, KitError, ModelLoadFailed, UnknownKey, UnsupportedInput
-from kit.key_mappings import check_function, check_inner, mapping_of, path_updates, short
+from kit.key_mappings import check_function, check_inner, mapping_of, path_updates, short, unlike_itself
 from kit.shorten import shorten
 
 #: Keys named in a message at most.
 SHOWN = 8
 
 
-def key_of(pair: Any, position: int | None = None) -> Any:
+def key_of(pair: Any, position: int | None = None, *, maybe: bool = False) -> Any:
     """The key of a (key, example); `position` of the example, where it is known, goes into the message.
+
+    With `maybe` others of its request are pairs, and it could do without a key if they weren't.
 
     Raises:
         UnsupportedInput: it is no pair.
@@ -25,9 +27,20 @@ def key_of(pair: Any, position: int | None = None) -> Any:
         return pair[0]
     which = "an example" if position is None else f"example {position}"
     raise UnsupportedInput(
-        f"{which}, {shorten(repr(pair), 80)} ({type(pair).__name__}), has no key: a keyed handler takes pairs "
-        "(key, example)."
+        f"{which}, {shorten(repr(pair), 80)} ({type(pair).__name__}), has no key"
+        + (
+            ", but others of the same request have: a MaybeKeyedModelHandler takes pairs (key, example), or examples "
+            "without keys, and not both in one request."
+            if maybe
+            else ": a keyed handler takes pairs (key, example)."
+        )
     )
+
+
+def check_key(key: Hashable) -> None:
+    """Raise UnsupportedInput for a key that isn't equal to itself: its model would be loaded anew each time."""
+    if unlike_itself(key):
+        raise UnsupportedInput(f"the key {short(key)} isn't equal to itself, and can't be a key.")
 
 
 class KeyModel:
@@ -131,6 +144,7 @@ class Routes:
                 f"{', '.join(map(short, known[:SHOWN]))}{more}. Add a KeyModelMapping for it, or give "
                 "KeyedModelHandler a function from a key to a handler."
             )
+        check_key(key)
         return self._ask(key)
 
     def _ask(self, key: Hashable) -> Route:

@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kit
@@ -197,6 +198,21 @@ def test_keys_that_cannot_be_found_or_told_apart_are_refused(keys: list[Any], wo
         KeyModelMapping(keys, Times(1))
 
 
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_a_key_that_is_not_equal_to_itself_is_refused_by_a_function_of_keys_too(mode: str | None) -> None:
+    handler = KeyedModelHandler(lambda key: Times(2))
+    with contextlib.ExitStack() as stack:
+        served = handler if mode is None else stack.enter_context(kit.deploy(handler, mode=mode, processes=1))
+        run = RunInference(served)
+        for odd in (math.nan, np.float32("nan")):
+            with pytest.raises(errors.UnsupportedInput, match=r"the key .*nan.* isn't equal to itself, and can't be a"):
+                [(odd, 1)] | run
+        answers = [(math.nan, 1), ("a", 2)] | run.with_exception_handling()
+        assert isinstance(answers[0].error, errors.UnsupportedInput)
+        assert answers[1] == ("a", (2, 4.0, None))
+        assert list(run.models()["keys"]) == [["a"]]
+
+
 def test_pins_that_could_not_be_loaded_in_mode_shared_keep_it_from_being_chosen() -> None:
     handler = keyed(a=Times(1), b=Times(2), c=Times(3))
     with kit.deploy(handler, processes=1, memory_budget="3.5MB") as deployment:
@@ -217,7 +233,7 @@ def test_pins_that_could_not_be_loaded_in_mode_shared_keep_it_from_being_chosen(
 def test_a_request_of_examples_with_and_without_keys_is_refused(mode: str | None) -> None:
     handler = MaybeKeyedModelHandler(Times(2))
     mixed = [1, ("a", 1), (1, 2, 3), ["b", 2]]
-    words = r"example 0, 1 \(int\), has no key"
+    words = r"example 0, 1 \(int\), has no key, but others of the same request have: .* and not both in one request"
     with contextlib.ExitStack() as stack:
         served = handler if mode is None else stack.enter_context(kit.deploy(handler, mode=mode, processes=2))
         for _ in range(2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,31 @@ def test_who_waits_in_vain_for_room_is_told_what_there_is_too_little_of(options:
     manager = ModelManager(str, size_of=lambda name: 1, measure=lambda model: 1, **options)
     with manager.acquire("a"), pytest.raises(errors.DeadlineExceeded, match=advice):
         manager.acquire("b", timeout=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lift", ["unload", "unpin"])
+def test_a_pin_says_when_it_was_taken_back_while_its_models_were_loaded(mode: str, lift: str, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    handler = KeyedModelHandler([KeyModelMapping(["a"], Times(1)), KeyModelMapping(["b"], Times(2, gate))])
+    words = rf"the model of '{'b' if lift == 'unload' else 'a'}' isn't pinned: it was unloaded or unpinned"
+    with kit.deploy(handler, mode=mode, processes=1) as deployment, ThreadPoolExecutor(1) as pool:
+        pinned = pool.submit(deployment.pin, ["a", "b"])
+        while not gate.with_suffix(".begun").exists():
+            threading.Event().wait(0.01)
+        getattr(deployment, lift)(["a", "b"] if lift == "unload" else ["a"])
+        gate.touch()
+        with pytest.raises(errors.ModelLoadFailed, match=words):
+            pinned.result(60)
+        assert not deployment.models()["pinned"].any()
+        if lift == "unload":
+            until = time.monotonic() + 20
+            while set(states(deployment).values()) != {"evicted"}:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+        deployment.pin(["a", "b"])
+        assert set(states(deployment).values()) == {"resident"}
+        assert deployment.models()["pinned"].all()
 
 
 # ---- a policy of one's own -----------------------------------------------------------------------

@@ -66,7 +66,7 @@ class PairCheck:
         pairs: list[Any] = []
         for position, pair in enumerate(examples):
             try:
-                key_of(pair, position)
+                key_of(pair, position, maybe=self.maybe)
             except errors.UnsupportedInput as error:
                 if not request.isolate:
                     raise

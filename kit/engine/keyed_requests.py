@@ -11,7 +11,7 @@ from kit.engine.keyed_runner import groups_of
 from kit.engine.requests import Request, results_of
 from kit.engine.runner import Runner, pick
 from kit.engine.trouble import Trouble
-from kit.key_routes import KeyModel, Route
+from kit.key_routes import KeyModel, Route, check_key
 
 
 class Spec(NamedTuple):
@@ -123,7 +123,10 @@ class Router:
             found = self._asked.get(key)
         except TypeError:
             return self.routes.of(key)  # type: ignore[no-any-return]  # says what is wrong with it
-        return found or self._asked.setdefault(key, Route(None, KeyModel(None, key)))
+        if found is None:
+            check_key(key)
+            found = self._asked.setdefault(key, Route(None, KeyModel(None, key)))
+        return found
 
     def split(self, request: Request) -> tuple[list[Group], dict[int, Trouble]]:
         """The groups of a request, and the examples that can't be in any.

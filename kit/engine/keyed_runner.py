@@ -169,7 +169,8 @@ def groups_of(
         if skip and position in skip:
             continue
         try:
-            by_key[pair[0] if type(pair) is tuple and len(pair) == 2 else key_of(pair, position)].append(position)
+            key = pair[0] if type(pair) is tuple and len(pair) == 2 else key_of(pair, position, maybe=maybe)
+            by_key[key].append(position)
         except errors.KitError as error:
             if not isolate:
                 raise

@@ -192,14 +192,19 @@ class ModelManager(Departures):
         """Load models and never evict them, until `unpin`; all of them, or none.
 
         Raises:
-            BudgetExceeded: the pinned models don't fit the budget together. And those of `acquire`.
+            BudgetExceeded: the pinned models don't fit the budget together. ModelLoadFailed: one of them was unloaded
+            or unpinned meanwhile. And those of `acquire`.
         """
         pinned: list[Hashable] = []
         entries: list[Entry] = []
+        held: list[Entry] = []
         try:
             for name in names:
                 with self.acquire(name, timeout), self._changed:
                     entry = self._entry(name)
+                    if entry.unwanted:
+                        raise _not_pinned(entry)
+                    held.append(entry)
                     if not entry.pinned:
                         pinned.append(name)
                         entries.append(entry)
@@ -207,6 +212,11 @@ class ModelManager(Departures):
                     entry.pinned = True
                     self._room.check_fits(entry)
                     entry.closing = False  # whoever wanted it to go has to look for another
+            with self._changed:
+                self._traffic.raise_if_closed()
+                for entry in held:
+                    if not (entry.pinned or entry.retired):
+                        raise _not_pinned(entry)
         except BaseException:
             self.unpin(pinned)
             raise
@@ -252,3 +262,10 @@ class ModelManager(Departures):
             self._take_away(list(self._entries.values()))
         if self._sweeper is not None:
             self._sweeper.stop()
+
+
+def _not_pinned(entry: Entry) -> errors.ModelLoadFailed:
+    words = (
+        f"the model of {entry.name!r} isn't pinned: it was unloaded or unpinned while models to be pinned were loaded."
+    )
+    return errors.ModelLoadFailed(words)
