@@ -150,7 +150,9 @@ class ModelHandler:
     def estimate_model_bytes(self) -> int | None:
         """Bytes of one copy of the model before it is loaded: its weights files when ``model_id`` is a local path.
 
-        None if unknown. Override it where the loaded model has another size, such as after a change of dtype.
+        None if unknown. Override it where the loaded model has another size, such as after a change of dtype, and for
+        models by key without such files: under a memory budget a model of unknown size is loaded alone, so that all
+        other loads wait for it, and one whose size is known beside others.
         """
         from kit.sizes import weights_on_disk
 

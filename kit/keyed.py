@@ -33,10 +33,13 @@ class KeyedModelHandler(ModelHandler):
             to its handler, for keys that aren't listed beforehand. The function is asked once a key, in the
             process that needs the model. Handlers that are the same object share a model; in a deployment, where
             processes have objects of their own, each of these keys has a model.
-        max_models_per_worker_hint: models loaded at once at most. A budget in bytes is the better way.
+        max_models_per_worker_hint: models loaded at once at most, in each process that has models; pinned ones count.
+            A budget in bytes is the better way.
         memory_budget: bytes, or text such as "2GiB", for all loaded models together, in all processes of a
             deployment; `kit.deploy`'s and `switch`'s beat it. In mode "shared" a model takes twice its bytes while it
-            is loaded.
+            is loaded. Under a budget a model whose size isn't known, by its handler's ``estimate_model_bytes`` or an
+            earlier load, loads alone; and a load that has waited 5 s for room isn't passed by others, even where
+            these would fit.
         policy: which model goes first: "cost", "lru" or "gdsf", or an object of a class of your own that is a
             `kit.manager.policy.Policy`, of which a deployment uses a copy.
         keep_alive: seconds after which a model that nobody asks for is unloaded.
