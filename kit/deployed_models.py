@@ -103,7 +103,9 @@ class DeployedModels(ABC):
     def update_model(self, model: Any) -> Self:
         """Replace the model by another version, live: a path for the handler's ``update_model_path``, or a new handler.
 
-        With models by key also a list of `KeyModelPathMapping`, as for `update_models`.
+        With models by key also a list of `KeyModelPathMapping`, as for `update_models`; of a new keyed handler its
+        ``max_models_per_worker_hint``, ``policy`` and ``keep_alive`` are taken over, and its ``memory_budget`` where
+        none was asked for.
 
         Raises:
             KitError: the new version can't be served; the old one serves on.

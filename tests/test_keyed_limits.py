@@ -176,6 +176,44 @@ def test_a_policy_that_fails_at_an_eviction_keeps_no_model_from_going(capfd: pyt
     assert manager.used_bytes == 0
 
 
+class Newest(Lru):
+    """The model that was used last goes first; it can't tell of those that it hasn't seen."""
+
+    def score(self, model: Any) -> float:
+        return -float(self.facts[model].last)
+
+
+def test_another_policy_knows_what_is_loaded() -> None:
+    manager = ModelManager(str, budget=2, size_of=lambda name: 1, measure=lambda model: 1, policy="lru", hysteresis=0)
+    manager.preload("ab")
+    manager.use(policy=Newest())
+    manager.preload("c")
+    assert {row["name"] for row in manager.rows() if row["state"] == "resident"} == {"a", "c"}
+    with pytest.raises(errors.InvalidSetting, match="policy='mru'"):
+        manager.use(policy="mru")
+    with pytest.raises(errors.InvalidSetting, match="keep_alive=0"):
+        manager.use(keep_alive=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_another_handlers_policy_and_keep_alive_are_taken_over(mode: str) -> None:
+    budget = "2.5MB" if mode != "shared" else "3.5MB"  # where the loader has one more
+    with kit.deploy(keyed(memory_budget=budget, policy="lru"), mode=mode, processes=1) as deployment:
+        deployment.preload([1, 2, 3])
+        assert states(deployment)[1] == "evicted"
+        deployment.update_model(keyed(memory_budget=budget, policy=Newest())).preload([1, 2])
+        time.sleep(0.2)  # or the model that was just loaded would be kept a little
+        deployment.preload([3])
+        assert {key for key, state in states(deployment).items() if state == "resident"} == {1, 3}
+        deployment.update_model(keyed(memory_budget=budget, policy="lru", keep_alive=0.2)).preload([1])
+        until = time.monotonic() + 20
+        while states(deployment)[1] != "evicted":
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        deployment.update_model(keyed(memory_budget=budget)).preload([1])
+        assert deployment._engine.places.manager._sweeper is None
+
+
 # ---- above the budget ----------------------------------------------------------------------------
 
 

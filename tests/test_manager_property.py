@@ -79,7 +79,10 @@ class Machine(RuleBasedStateMachine):
             lease = self.manager.acquire(name, timeout=0)
         except errors.BudgetExceeded as error:
             self.refused += 1
-            self.tells_both_numbers &= f"({self.sizes[name]} bytes)" in str(error)
+            if "max_models_per_worker_hint" in str(error):
+                assert self.pinned_others(name) == self.most
+            else:
+                self.tells_both_numbers &= f"({self.sizes[name]} bytes)" in str(error)
         except (errors.ModelLoadFailed, errors.DeadlineExceeded):
             self.refused += 1
         else:
@@ -88,6 +91,9 @@ class Machine(RuleBasedStateMachine):
             assert lease.model.where == "device"
             self.leases.append((name, lease))
         assert all(self.leases_hold(model_id, n) for model_id, n in was_leased.items())
+
+    def pinned_others(self, name: str) -> int:
+        return sum(entry.pinned and entry.name != name for entry in self.manager._room.present)
 
     def leases_hold(self, model_id: int, name: str) -> bool:
         return any(id(lease.model) == model_id and lease.model.name == name for _, lease in self.leases)
@@ -133,6 +139,20 @@ class Machine(RuleBasedStateMachine):
         except errors.BudgetExceeded:
             assert self.manager._room.pinned_bytes() > budget
 
+    @rule(policy=st.sampled_from(["cost", "lru", "gdsf"]))
+    def change_policy(self, policy: str) -> None:
+        self.manager.use(policy=policy)
+
+    @rule(most=st.sampled_from([None, 2, 4]))
+    def change_number(self, most: int | None) -> None:
+        try:
+            self.manager.resize(self.manager.budget, most)
+        except errors.BudgetExceeded:
+            assert most is not None
+            assert sum(entry.pinned for entry in self.manager._room.present) > most
+        else:
+            self.most = most
+
     @rule(seconds=st.floats(0.1, 100))
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
@@ -169,6 +189,7 @@ class Machine(RuleBasedStateMachine):
         if self.known and not self.leases:
             assert room.used_bytes <= budget
         if self.most is not None:
+            assert sum(entry.pinned for entry in room.present) <= self.most
             assert len(room.present) <= self.most or not idle
 
     @invariant()

@@ -56,6 +56,7 @@ class ModelPlaces:
         self._lock = threading.Lock()  # held where `topology`, `_places` and what has died change
         self.pins = Pins(self)
         self._routes: Routes = handler.routes
+        self._policy = handler.policy
         self._loads = LoadThreads("kit-load", LOADERS, MOST_LOADERS)
         self.fetches = Fetches(self, self._loads)
         self._evictions = LoadThreads("kit-evict", 1)  # of its own: loads wait for these
@@ -136,8 +137,16 @@ class ModelPlaces:
             self._places, self.topology = {}, topology
         self._moves.homes_changed()
         self.manager.forget(former)
+        self._take_over(handler)
         self.carry_pins(handler)
         self.pins.load_again()
+
+    def _take_over(self, handler: Any) -> None:
+        """Go by the policy and the `keep_alive` of a handler."""
+        if handler.policy is not self._policy and handler.policy != self._policy:
+            self._policy = handler.policy
+            self.manager.use(policy=handler.policy)
+        self.manager.use(keep_alive=handler.keep_alive)
 
     @property
     def listed(self) -> bool:

@@ -82,8 +82,7 @@ class ModelManager(Departures):
         for name, value, least in (("hysteresis", hysteresis, 0), ("patience_s", patience_s, 0)):
             if not value >= least:
                 raise errors.InvalidSetting(f"{name}={value!r}: give a number of at least {least}.")
-        if keep_alive is not None and not keep_alive > 0:
-            raise errors.InvalidSetting(f"keep_alive={keep_alive!r}: give seconds above 0, or None.")
+        _check_keep_alive(keep_alive)
         chosen = make(policy)
         room = Room(chosen, parse_bytes(budget), max_models, hysteresis, patience_s)
         tier = HostTier(device, 0 if host_budget == 0 else parse_bytes(host_budget, "host_budget"), chosen)
@@ -93,7 +92,9 @@ class ModelManager(Departures):
         self._changed = self._traffic.changed
         self._room = room
         self._entries: dict[Hashable, Entry] = {}
-        self._sweeper = None if keep_alive is None else Sweeper(self, keep_alive)
+        self._sweeper: Sweeper | None = None
+        self._keep_alive: float | None = None
+        self.use(keep_alive=keep_alive)
 
     # ---- leases ------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ class ModelManager(Departures):
             entry.used_at = self._traffic.clock()
             if entry.leases:
                 return
-            if not (entry.closing and entry.idle) and not self._room.over_bytes:
+            if not (entry.closing and entry.idle) and not self._room.over:
                 self._changed.notify_all()
                 return
         self._later(partial(self._make_go, entry))
@@ -255,6 +256,24 @@ class ModelManager(Departures):
             self._traffic.evict(self._room.shrink())
             self._changed.notify_all()
 
+    def use(self, policy: Any = SAME, keep_alive: float | None = SAME) -> None:
+        """Take another policy, which learns what is loaded now, or another `keep_alive`; what is left out stays.
+
+        Raises:
+            InvalidSetting: a value that can't work.
+        """
+        chosen = None if policy is SAME else make(policy)
+        wanted = self._keep_alive if keep_alive is SAME else keep_alive
+        _check_keep_alive(wanted)
+        if chosen is not None:
+            with self._changed:
+                self._traffic.take(chosen)
+        if wanted != self._keep_alive:
+            if self._sweeper is not None:
+                self._sweeper.end()
+            self._keep_alive = wanted
+            self._sweeper = None if wanted is None else Sweeper(self, wanted)
+
     def close(self) -> None:
         """Unload all models, those in use as soon as they are released; later requests fail. Idempotent."""
         with self._changed:
@@ -269,3 +288,8 @@ def _not_pinned(entry: Entry) -> errors.ModelLoadFailed:
         f"the model of {entry.name!r} isn't pinned: it was unloaded or unpinned while models to be pinned were loaded."
     )
     return errors.ModelLoadFailed(words)
+
+
+def _check_keep_alive(keep_alive: float | None) -> None:
+    if keep_alive is not None and not keep_alive > 0:
+        raise errors.InvalidSetting(f"keep_alive={keep_alive!r}: give seconds above 0, or None.")

@@ -21,7 +21,7 @@ class Departures(Views):
         with self._changed:
             if entry.closing and entry.idle:
                 self._traffic.evict([entry], keep=not entry.unwanted)
-            elif self._room.over_bytes:
+            elif self._room.over:
                 self._traffic.evict(self._room.shrink())
             self._changed.notify_all()
 

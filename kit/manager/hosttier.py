@@ -30,7 +30,7 @@ class HostTier:
     def __init__(self, device: Device | None, budget: int | None, policy: Policy) -> None:
         self._device = device
         self._budget = budget
-        self._policy = policy
+        self.policy = policy
         self._held: dict[Entry, int] = {}  # bytes of each model in the tier, or on its way there
 
     @property
@@ -47,7 +47,7 @@ class HostTier:
         plan = Plan([], [])
         if self._device is None or self._budget == 0:
             return plan
-        for entry in sorted(entries, key=lambda entry: -self._policy.score(entry.name)):
+        for entry in sorted(entries, key=lambda entry: -self.policy.score(entry.name)):
             size = entry.size_bytes or 0
             victims = self._victims(entry, size)
             if victims is None:
@@ -65,7 +65,7 @@ class HostTier:
             return []
         free = self._budget - self.used_bytes
         victims: list[Entry] = []
-        score = self._policy.score
+        score = self.policy.score
         for other in sorted(self._held, key=lambda other: score(other.name)):
             if free >= size:
                 break

@@ -108,9 +108,9 @@ class Room:
         self.present.pop(entry, None)
 
     @property
-    def over_bytes(self) -> int:
-        """Bytes above the budget, 0 when within."""
-        return 0 if self.budget is None else max(0, self.used_bytes - self.budget)
+    def over(self) -> bool:
+        """True when there are more bytes, or more models, than there should be."""
+        return self._short(None) != (0, 0)
 
     def expected_bytes(self, entry: Entry) -> int:
         """Bytes to set aside for a load: its size, or the typical one when that isn't known."""

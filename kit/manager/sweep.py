@@ -22,6 +22,10 @@ class Sweeper:
         )
         self._thread.start()
 
+    def end(self) -> None:
+        """Have the thread end after what it does just now; idempotent."""
+        self._stop.set()
+
     def stop(self) -> None:
         """End the thread; idempotent."""
         self._stop.set()

@@ -139,7 +139,7 @@ class Traffic:
             raise
         finally:
             self._land(flight)
-        if self.room.over_bytes:
+        if self.room.over:
             # Its size wasn't known, or was another: the others make room now.
             self.evict(self.room.shrink())
         entry.leases -= 1
@@ -240,6 +240,17 @@ class Traffic:
                 entry.state = HOST_TIER if entry.model is not None else EVICTED
                 self._note("host tier" if entry.model is not None else "evict", entry, 0.0)
             self.changed.notify_all()
+
+    def take(self, policy: Policy) -> None:
+        """Go by another policy, which learns first what is loaded."""
+        known = [entry for entry in self.room.present if entry.state == RESIDENT]
+        for entry in sorted(known, key=lambda entry: entry.used_at or 0.0):
+            try:
+                policy.used(entry.name)
+                policy.loaded(entry.name, entry.size_bytes or 0, self.tier.cost_s(entry))
+            except Exception:  # of the user's own
+                traceback.print_exc()
+        self.policy = self.room.policy = self.tier.policy = policy
 
     def drop_from_tier(self, entry: Entry) -> None:
         """Give back the memory of a model in the host tier."""
