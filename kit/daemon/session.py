@@ -47,6 +47,12 @@ MOST_WAITING = 4096
 MOST_UNREAD = 1 << 20
 #: Rates are over this many seconds.
 RATE_S = 3
+#: In which an ended deployment's process is gone, seconds.
+LATE_S = 30.0
+
+
+class Late(Exception):
+    """A kernel wants to serve a handler, and came when this process had begun to end."""
 
 
 class Session:
@@ -90,6 +96,8 @@ class Session:
                         del frame  # it leases memory that the kernel may want
         except (LinkClosed, Malformed):
             pass  # nothing of this kernel's is left below, and others aren't concerned
+        except Late:
+            time.sleep(LATE_S)  # unanswered: once this process is gone, the kernel asks the daemon again
         except Exception:
             traceback.print_exc()
         finally:
@@ -107,7 +115,7 @@ class Session:
                 outcome = self.served.admit(self.said, self)
                 self.served.sessions.append(self)
                 self.link.allow_pickle = self.served.allow_pickle
-                self._send_ring(WELCOME, {**self.served.status(), "outcome": outcome})
+                self._send_ring(WELCOME, self.served.welcome(outcome))
                 if self not in self.served.hearers:
                     self.served.hearers.append(self)
         except errors.KitError as error:
