@@ -19,15 +19,10 @@ MOST_NAMES = 3
 EXAMPLES, PREDICTIONS, ARGUMENTS = "an example", "the predictions", "the inference_args"
 
 
-class Unreadable(Exception):
-    """A message was received, but its value can't be unpickled.
+class NotRebuilt(Exception):
+    """Something pickled can't be unpickled here; `encoded` is its kind, head and buffers, see `codec`."""
 
-    Attributes:
-        message: with None for the value.
-    """
-
-    def __init__(self, message: Message, error: BaseException, encoded: tuple[int, Any, list[Any]]) -> None:
-        self.message = message
+    def __init__(self, error: BaseException, encoded: tuple[int, Any, list[Any]]) -> None:
         self._reason = in_words(error)
         self._trace = "".join(traceback.format_exception(error))
         self._names = names_in(*encoded)
@@ -42,6 +37,18 @@ class Unreadable(Exception):
             "or objects that come back from pickle.loads(pickle.dumps(x)) there.",
             self._trace,
         )
+
+
+class Unreadable(NotRebuilt):
+    """A message was received, but its value can't be unpickled.
+
+    Attributes:
+        message: with None for the value.
+    """
+
+    def __init__(self, message: Message, error: BaseException, encoded: tuple[int, Any, list[Any]]) -> None:
+        super().__init__(error, encoded)
+        self.message = message
 
 
 def names_in(kind: int, head: Any, buffers: list[Any]) -> list[str]:
