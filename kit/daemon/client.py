@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
@@ -81,6 +80,8 @@ def overview() -> list[dict[str, Any]]:
 
 def of_each(row_of: Callable[[dict[str, Any]], dict[str, Any] | None]) -> list[dict[str, Any]]:
     """A row of each deployment that is listed, without None; asked at once, so that none waits for one that hangs."""
+    from concurrent.futures import ThreadPoolExecutor
+
     known = listed()
     if not known:
         return []

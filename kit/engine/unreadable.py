@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickletools
 import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -62,6 +61,8 @@ def names_in(kind: int, head: Any, buffers: list[Any]) -> list[str]:
 
 
 def _references(head: bytes) -> Iterator[str]:
+    import pickletools  # takes milliseconds, which connecting needn't
+
     texts: list[str] = []
     memo: list[str | None] = []
     text: str | None = None  # what the latest step has put on the stack, if that is text
