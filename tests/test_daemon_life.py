@@ -457,7 +457,7 @@ def test_of_two_daemons_the_one_whose_folder_was_removed_ends(runtime: Path) -> 
     again: Any = kit.deploy(Doubling(), name="double", processes=1)  # before the first has looked
     if not again.attached:
         wait_for(lambda: not psutil.pid_exists(pid), "what the first daemon served ends")
-        with pytest.raises(errors.DeploymentLost):
+        with pytest.raises(errors.DeploymentLost, match="was removed, and another daemon has taken its place"):
             deployment.predict([1])
     assert [one.inference for one in again.predict([2])] == [4]
     assert len(kit.deployments()) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,25 @@ class Fragile:
 
 def rebuild(padding: bytes) -> None:
     raise ValueError("glued badly")
+
+
+class OnlyThere:
+    """Can be rebuilt anywhere but in the process with this pid."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> Any:
+        return elsewhere, (self.pid,)
+
+
+def elsewhere(pid: int) -> OnlyThere:
+    if os.getpid() == pid:
+        raise ValueError("glued badly here")
+    return OnlyThere(pid)
+
+
+HERE = OnlyThere(os.getpid())
 
 
 class Gives(kit.ModelHandler):
@@ -141,6 +161,22 @@ def test_a_named_deployment_goes_on_for_everybody(runtime: Path) -> None:
                 deployment.predict(["error"], timeout=20)
         assert serves(other)
         assert other.counters["deaths"] == 0
+
+
+def test_pickles_that_a_named_deployment_takes_or_gives(runtime: Path) -> None:
+    """Its kernel lost its connection over them."""
+    with kit.deploy(Gives(), name="gives", processes=1, allow_pickle=True) as deployment:
+        for number in range(20):  # by then asked directly
+            with pytest.raises(errors.InferenceFailed, match=r"an example .*glued badly"):
+                deployment.predict([Fragile()])
+            with pytest.raises(errors.InferenceFailed, match=r"glued badly here"):
+                deployment.predict([HERE])
+            assert deployment.predict([number])[0].inference == number
+        found = deployment.submit([1, Fragile(), 2], isolate=True)
+        with pytest.raises(errors.InferenceFailed, match=r"an example .*glued badly"):
+            found.result(20)
+        assert serves(deployment)
+        assert deployment.counters["deaths"] == 0
 
 
 @pytest.mark.parametrize("mode", [*MODES, "named"])

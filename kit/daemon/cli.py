@@ -68,22 +68,25 @@ def _top(wanted: argparse.Namespace) -> None:
     while times is None or times > 0:
         if sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")
-        _print(_TOP, [_figures(name) for name in client.names()], "no named deployment runs")
+        _print(_TOP, client.of_each(_figures), "no named deployment runs")
         sys.stdout.flush()
         times = None if times is None else times - 1
         if times != 0:
             time.sleep(1.0)
 
 
-def _figures(name: str) -> dict[str, Any]:
+def _figures(known: dict[str, Any]) -> dict[str, Any]:
+    name = known["name"]
     try:
-        with client.look(name) as (status, connection):
+        with client.look(name, client.LOOK_S) as (status, connection):
             row = {"name": name, "mode": status["state"], "kernels": status["kernels"]}
             if status["state"] != "serving":
                 return row
             seconds = [entry for entry in connection.call("history") if "elements_per_s" in entry]
     except (errors.UnknownDeployment, errors.DeploymentLost):
         return {"name": name, "mode": "ended"}
+    except errors.DaemonUnavailable:
+        return {"name": name, "mode": client.SILENT}
     last = seconds[-1] if seconds else {}
     return {
         **row,
@@ -108,15 +111,18 @@ def _stop(wanted: argparse.Namespace) -> None:
 
 
 def _logs(wanted: argparse.Namespace) -> None:
+    state = "has ended, and"
     try:
-        with client.look(wanted.name) as (_, connection):
+        with client.look(wanted.name) as (status, connection):
+            if status["state"] in ("empty", "loading"):
+                state = "is still loading, and has"
             print(connection.call("logs", lines=wanted.n))
     except (errors.UnknownDeployment, errors.DeploymentLost):
         path = paths.log_of(paths.runtime_folder(), wanted.name)
         if not path.exists():
             raise
         ago = _age(time.time() - path.stat().st_mtime)
-        print(f"{wanted.name} has ended, and printed this ({ago} ago the last):", file=sys.stderr)
+        print(f"{wanted.name} {state} printed this ({ago} ago the last):", file=sys.stderr)
         lines = path.read_text(errors="replace").splitlines()
         print("\n".join(lines if wanted.n is None else lines[max(0, len(lines) - wanted.n) :]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kit import errors
@@ -22,6 +22,11 @@ from kit.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: How long a deployment may take to say how it is, seconds; what it is called that doesn't; how many are asked at once.
+LOOK_S = 5.0
+SILENT = "not answering"
+MOST_ASKED = 32
 
 
 def connect(name: str) -> RemoteDeployment:
@@ -53,37 +58,58 @@ def deployments() -> pd.DataFrame:
 
 def names() -> list[str]:
     """Names of the deployments of this user, sorted; never starts the daemon."""
+    return [entry["name"] for entry in listed()]
+
+
+def listed() -> list[dict[str, Any]]:
+    """What the daemon knows of each deployment, by name: name, pid, since."""
     found = spawn.open_link(hello.hello(hello.LIST), timeout_s=ANSWER_S)
     if found is None:
         return []
     link, frame = found
     try:
-        return sorted(entry["name"] for entry in frame.decoder.value())
+        return sorted(frame.decoder.value(), key=lambda entry: str(entry["name"]))
     finally:
         link.close()
 
 
 def overview() -> list[dict[str, Any]]:
-    """What each deployment says of itself, by name."""
-    rows = []
-    for name in names():
-        try:
-            with look(name) as (status, _):
-                handler = status.pop("handler", {})
-                rows.append({**status, **status.pop("settings", {}), "handler": handler.get("type")})
-        except (errors.UnknownDeployment, errors.DeploymentLost):
-            continue  # it has ended just now
-    return rows
+    """What each deployment says of itself, by name; of one that says nothing what the daemon knows."""
+    return of_each(_row)
+
+
+def of_each(row_of: Callable[[dict[str, Any]], dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """A row of each deployment that is listed, without None; asked at once, so that none waits for one that hangs."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    known = listed()
+    if not known:
+        return []
+    with ThreadPoolExecutor(min(len(known), MOST_ASKED)) as pool:
+        return [row for row in pool.map(row_of, known) if row is not None]
+
+
+def _row(known: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        with look(known["name"], LOOK_S) as (status, _):
+            handler = status.pop("handler", {})
+            row = {**status, **status.pop("settings", {}), "handler": handler.get("type")}
+            return None if status["state"] == "ended" else row
+    except (errors.UnknownDeployment, errors.DeploymentLost):
+        return None  # it has ended just now
+    except errors.DaemonUnavailable:  # the daemon has just answered
+        return {**known, "state": SILENT}
 
 
 @contextlib.contextmanager
-def look(name: str) -> Iterator[tuple[dict[str, Any], Connection]]:
+def look(name: str, timeout_s: float = ANSWER_S) -> Iterator[tuple[dict[str, Any], Connection]]:
     """A named deployment's status and a connection that doesn't count as a kernel, whatever it is doing.
 
     Raises:
         UnknownDeployment: there is none.
+        DaemonUnavailable: it doesn't answer within `timeout_s`.
     """
-    found = spawn.open_link(hello.hello(hello.LOOK, paths.check_name(name)), timeout_s=ANSWER_S)
+    found = spawn.open_link(hello.hello(hello.LOOK, paths.check_name(name)), timeout_s=timeout_s)
     if found is None:
         raise hello.unknown(name, "")
     link, frame = found

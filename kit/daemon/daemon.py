@@ -49,10 +49,10 @@ class Entry:
         self.since = time.time()
         self.ended = threading.Event()
 
-    def tell_to_stop(self) -> None:
-        """Have the process end in order; idempotent."""
+    def tell_to_stop(self, why: str = "") -> None:
+        """Have the process end in order; idempotent. Without `why` it was asked for."""
         with contextlib.suppress(LinkClosed):
-            self.link.send(STOP)
+            self.link.send(STOP, self.link.encoder().add(why))
         self.link.hang_up()
 
 
@@ -76,24 +76,24 @@ class Daemon:
         self._connections = threading.Semaphore(MOST_CONNECTIONS)
         self._opening = 0
 
-    def run(self) -> None:
-        """Serve until the last deployment has ended, or until a termination signal."""
+    def run(self) -> str:
+        """Serve until the last deployment has ended, or until a termination signal; returns why else it ends."""
         signal.signal(signal.SIGTERM, lambda *_: os.write(self._wake_write, b"t"))
         until = time.monotonic() + FIRST_S  # for the first to come
         while True:
             listener = self.listener.socket.fileno()
             ready = _readable(LOOK_S, listener, self._wake_read)
             if self._wake_read in ready and b"t" in os.read(self._wake_read, 4096):
-                return
+                return ""
             if listener in ready:
                 self._accept()
                 until = 0.0
             with self.lock:
                 busy = bool(self.entries) or self._opening > 0
             if not busy and time.monotonic() >= until and not _readable(0, listener):
-                return
+                return ""
             if not ready and not self.listener.mend():
-                return  # another daemon has the folder
+                return f"{self.folder}, where it could be found, was removed, and another daemon has taken its place"
 
     def _accept(self) -> None:
         sock, _ = self.listener.socket.accept()
@@ -224,12 +224,12 @@ class Daemon:
             entry.process.kill()
             entry.ended.wait(STOP_S)
 
-    def stop_all(self) -> None:
+    def stop_all(self, why: str) -> None:
         """End all deployments."""
         with self.lock:
             entries = list(self.entries.values())
         for entry in entries:
-            entry.tell_to_stop()
+            entry.tell_to_stop(why)
         for entry in entries:
             self._end(entry)
 
@@ -252,10 +252,11 @@ def start(folder: str, ready: int) -> None:
     os.write(ready, b"ready")
     os.close(ready)
     daemon = Daemon(Path(folder), listener)
+    why = ""
     try:
-        daemon.run()
+        why = daemon.run()
     finally:
         # Before the lock goes with this process, so that no stale socket stands in a successor's way.
         listener.close()
-        daemon.stop_all()
+        daemon.stop_all(why)
         os._exit(0)

@@ -15,10 +15,15 @@ import numpy as np
 from kit import errors
 from kit.daemon import blocks, tables
 from kit.daemon.wire import DEPTH, F64, I64, U32, Malformed
-from kit.engine.codec import Rows
+from kit.engine.codec import PICKLE, Rows
 from kit.engine.requests import Failure
 from kit.engine.trouble import Trouble
+from kit.engine.unreadable import NotRebuilt
 from kit.handler import PredictionResult
+
+
+class PickleNotRebuilt(NotRebuilt, Malformed):
+    """A value of another type, which the owner allows, can't be unpickled: no nonsense, unless nobody knows of what."""
 
 
 class Decoder:
@@ -105,7 +110,11 @@ class Decoder:
             raise Malformed("a pickled object, which this deployment doesn't allow")
         import cloudpickle
 
-        return cloudpickle.loads(self.read())
+        data = self.read()
+        try:
+            return cloudpickle.loads(data)
+        except Exception as error:
+            raise PickleNotRebuilt(error, (PICKLE, data, [])) from error
 
 
 def _read_texts(decoder: Decoder) -> list[str]:

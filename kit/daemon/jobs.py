@@ -16,7 +16,7 @@ from typing import Any
 
 from kit import batching, errors
 from kit.daemon.connection import Connection
-from kit.daemon.decoder import trouble_of
+from kit.daemon.decoder import PickleNotRebuilt, trouble_of
 from kit.daemon.frames import Frame
 from kit.daemon.interrupts import Deferred
 from kit.daemon.protocol import RUN
@@ -25,6 +25,7 @@ from kit.engine.answer_future import AnswerFuture
 from kit.engine.codec import Rows
 from kit.engine.requests import Failure, results_of
 from kit.engine.runner import Batch, pick
+from kit.engine.unreadable import PREDICTIONS
 from kit.example_bytes import num_bytes
 
 #: Examples and bytes of a window at most, and windows under way.
@@ -232,6 +233,8 @@ def _indices(where: Any) -> Sequence[int]:
 
 
 def _as_ours(error: Exception) -> Exception:
+    if isinstance(error, PickleNotRebuilt):
+        return error.trouble(PREDICTIONS).error()
     if isinstance(error, Malformed):
         return errors.InferenceFailed(f"an answer couldn't be read: {error}.")
     return error

@@ -47,6 +47,15 @@ def main(control: int, name: str, log: str) -> None:
     os._exit(0)
 
 
+def _words(served: Served, why: str) -> errors.KitError:
+    if not why:
+        return served.last_words
+    return errors.DeploymentLost(
+        f"the named deployment {served.name!r} has ended with its daemon: {why}. Serve it again with %serve or "
+        f"kit.deploy(handler, name={served.name!r})."
+    )
+
+
 def _take_connections(link: Link, served: Served) -> None:
     try:
         while True:
@@ -54,7 +63,7 @@ def _take_connections(link: Link, served: Served) -> None:
             if frame is None:
                 continue
             if frame.kind == STOP:
-                served.end(served.last_words)
+                served.end(_words(served, frame.decoder.value()))
                 return
             if frame.kind != CONNECTION or frame.fd < 0:
                 raise Malformed("not a connection")

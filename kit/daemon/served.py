@@ -11,7 +11,7 @@ from kit import errors
 from kit.daemon import hello, withdrawal
 from kit.daemon.direct_line import DirectLine
 from kit.daemon.loading import forkserver_of, lost_while_loading, rebuild
-from kit.daemon.session import Session
+from kit.daemon.session import Late, Session
 from kit.daemon.turns import Turns
 from kit.engine import tensor_bytes
 from kit.engine.asking import looks_into
@@ -65,6 +65,7 @@ class Served:
             SERVED, REPLACED, or ATTACHED when the kernel's handler was served already, or it brought none.
 
         Raises:
+            Late: it has ended already.
             NameTaken: another handler is served, and the kernel doesn't want it replaced.
             KitError: the handler can't be served.
         """
@@ -72,6 +73,8 @@ class Served:
             self._wait_loaded()
             return hello.ATTACHED
         with self._changed:
+            if self.state == "ended":
+                raise Late
             first = self.state == "empty"
             if first:
                 self.state, self.digest = "loading", said["digest"]
@@ -103,6 +106,9 @@ class Served:
             self._make_room_for(handler)
             deployment._replace_handler(handler, sent["settings"], sent["sample"])
             self.replacement.outcome = hello.REPLACED
+        except errors.KitError:
+            self.serving()  # where it has ended meanwhile, that is why
+            raise
         finally:
             self.replacement = None
         self.digest = digest
@@ -118,7 +124,8 @@ class Served:
             self.keep_alive_s = sent["keep_alive_s"]
             self.engine = engine = Engine(handler, settings, forkserver_of(handler))
             self.hearers.append(session)
-            engine.logs.on_line = self._pass_on
+            engine.logs.on_line, engine.logs_by = self._pass_on, f"`python -m kit logs {self.name}`"
+            engine.on_broken = self.end  # or who serves it again would be given what can't answer any more
             engine.start(sent["sample"])
             self.deployment = OwnDeployment(engine)
             with self._changed:
@@ -201,6 +208,17 @@ class Served:
 
             found["settings"] = settings_of(self.deployment)
             found["handler"] = describe(self.deployment.handler)
+        return found
+
+    def welcome(self, outcome: str) -> dict[str, Any]:
+        """What a kernel is told that was let in.
+
+        Raises:
+            DeploymentLost: it has ended meanwhile.
+        """
+        found = {**self.status(), "outcome": outcome}
+        if "handler" not in found:
+            raise self.last_words.copy()
         return found
 
     # ---- end ---------------------------------------------------------------------------------

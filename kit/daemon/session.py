@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.daemon import calls, hello, paths, withdrawal
-from kit.daemon.decoder import Decoder
+from kit.daemon.decoder import Decoder, PickleNotRebuilt
 from kit.daemon.frames import Frame, LinkClosed
 from kit.daemon.link import Link
 from kit.daemon.protocol import (
@@ -37,6 +37,7 @@ from kit.daemon.wire import Malformed
 from kit.engine import system
 from kit.engine.codec import Rows
 from kit.engine.trouble import Trouble
+from kit.engine.unreadable import EXAMPLES
 
 if TYPE_CHECKING:
     from kit.daemon.served import Served
@@ -47,6 +48,12 @@ MOST_WAITING = 4096
 MOST_UNREAD = 1 << 20
 #: Rates are over this many seconds.
 RATE_S = 3
+#: In which an ended deployment's process is gone, seconds.
+LATE_S = 30.0
+
+
+class Late(Exception):
+    """A kernel wants to serve a handler, and came when this process had begun to end."""
 
 
 class Session:
@@ -90,6 +97,8 @@ class Session:
                         del frame  # it leases memory that the kernel may want
         except (LinkClosed, Malformed):
             pass  # nothing of this kernel's is left below, and others aren't concerned
+        except Late:
+            time.sleep(LATE_S)  # unanswered: once this process is gone, the kernel asks the daemon again
         except Exception:
             traceback.print_exc()
         finally:
@@ -107,7 +116,7 @@ class Session:
                 outcome = self.served.admit(self.said, self)
                 self.served.sessions.append(self)
                 self.link.allow_pickle = self.served.allow_pickle
-                self._send_ring(WELCOME, {**self.served.status(), "outcome": outcome})
+                self._send_ring(WELCOME, self.served.welcome(outcome))
                 if self not in self.served.hearers:
                     self.served.hearers.append(self)
         except errors.KitError as error:
@@ -172,7 +181,11 @@ class Session:
             raise Malformed(f"an unexpected frame of kind {frame.kind}")
 
     def _run_request(self, number: int, decoder: Decoder) -> None:
-        options, examples = decoder.value(), decoder.value()
+        try:
+            options, examples = decoder.value(), decoder.value()
+        except PickleNotRebuilt as error:
+            self._send_error(number, error.trouble(EXAMPLES).error())
+            return
         if len(self.waiting) >= MOST_WAITING or number in self.waiting or type(examples) not in (list, Rows):
             raise Malformed("not a request")
         self.served.line.asks(self)
@@ -206,10 +219,8 @@ class Session:
             self._send_error(number, trouble)
 
     def _send_error(self, number: int, error: BaseException) -> None:
-        try:
+        with contextlib.suppress(LinkClosed):
             self.link.send(ERROR, self.link.encoder().add(list(Trouble.of(error))), number)
-        except LinkClosed:
-            return
 
     def count(self, examples: int) -> None:
         """Note a request."""
@@ -237,11 +248,8 @@ class Session:
         if type(name) is not str or type(arguments) is not dict or name not in (*calls.CALLS, "take_back"):
             raise Malformed("not a call")
         self.served.line.count()
-        call: Callable[[], Any]
-        if name == "take_back":
-            call = partial(self._take_back, **arguments)
-        else:
-            call = partial(calls.CALLS[name], self.served, **arguments)
+        method = self._take_back if name == "take_back" else partial(calls.CALLS[name], self.served)
+        call: Callable[[], Any] = partial(method, **arguments)
         if name in calls.CHANGES:
             self.changes = {number: change for number, change in self.changes.items() if not change.over.is_set()}
             change = self.changes[number] = withdrawal.Change()

@@ -75,7 +75,12 @@ def _introduce(link: Link, said: dict[str, Any], timeout_s: float | None) -> Fra
     link.send(HELLO, link.encoder().add(said))
     frame = link.receive(timeout_s)
     if frame is None:
-        raise errors.DaemonUnavailable(f"no answer from the daemon within {timeout_s} s.")
+        if not said["name"] or said["action"] == hello.STOP:
+            raise errors.DaemonUnavailable(f"no answer from the daemon within {timeout_s:g} s.")
+        raise errors.DaemonUnavailable(
+            f"no answer from {said['name']!r} within {timeout_s:g} s: its process hangs, is stopped, or has too much "
+            f"to do. `python -m kit stop {said['name']}` ends it for all kernels."
+        )
     if frame.kind == ERROR:
         raise trouble_of(frame.decoder.value()).error()
     return frame

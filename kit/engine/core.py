@@ -67,6 +67,8 @@ class Engine:
         self.last_switch: dict[str, Any] = {}
         self.switching: tuple[Topology, float] | None = None  # the one to come, and since when
         self.at_close: list[Callable[[], None]] = []
+        self.on_broken: Callable[[errors.KitError], None] = lambda error: None  # told when it has given up
+        self.logs_by = "deployment.logs()"  # how the user reads what was printed
         self.switch_lock = threading.RLock()  # also held while is seen what would change
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._close_lock = threading.Lock()
@@ -101,8 +103,7 @@ class Engine:
             topology.start(sample)
         finally:
             self.starting = None
-        if topology.model_bytes:
-            self.model_bytes = topology.model_bytes
+        self.model_bytes = topology.model_bytes or self.model_bytes
 
     def _publish(self, topology: Topology) -> None:
         self.topology = topology
@@ -137,9 +138,8 @@ class Engine:
             budget = settings.memory_budget
             together = (old.settings.copies + settings.copies_at_start) * (model_bytes or 0)
             drain_first = budget is not None and together > budget
-            change = old.settings.change_in_words(settings, batching=handler is not None)
-            if event == "update" and settings == old.settings:
-                change = settings.mode
+            same = event == "update" and settings == old.settings
+            change = settings.mode if same else old.settings.change_in_words(settings, batching=handler is not None)
             began = time.monotonic()
             self.switching = (new, began)
             try:
@@ -230,7 +230,7 @@ class Engine:
                 errors.CrashLoop(
                     f"{DEATHS} serving processes died within {max(1.0, seconds):.0f} s, so no more are started. "
                     f"The last one was {process.name} (pid {process.pid}), {process.describe_exit()}. "
-                    "See deployment.logs(), then deploy again."
+                    f"See {self.logs_by}, then deploy again."
                 )
             )
             return False
@@ -240,9 +240,9 @@ class Engine:
         """Stop serving with an error that every request gets from now on."""
         self.event("death", str(error.args[0]))
         self.dispatcher.close(error)
-        topology = self.topology
-        topology.state = "stopping"
-        threading.Thread(target=topology.stop, kwargs={"gently": False}, name="kit-give-up", daemon=True).start()
+        self.topology.state = "stopping"
+        threading.Thread(target=self.topology.stop, kwargs={"gently": False}, name="kit-give-up", daemon=True).start()
+        self.on_broken(error)
 
     def _tick(self) -> None:
         """Deadlines, stuck batches and heartbeats; runs in the reactor."""

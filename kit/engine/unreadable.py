@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickletools
 import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,15 +18,10 @@ MOST_NAMES = 3
 EXAMPLES, PREDICTIONS, ARGUMENTS = "an example", "the predictions", "the inference_args"
 
 
-class Unreadable(Exception):
-    """A message was received, but its value can't be unpickled.
+class NotRebuilt(Exception):
+    """Something pickled can't be unpickled here; `encoded` is its kind, head and buffers, see `codec`."""
 
-    Attributes:
-        message: with None for the value.
-    """
-
-    def __init__(self, message: Message, error: BaseException, encoded: tuple[int, Any, list[Any]]) -> None:
-        self.message = message
+    def __init__(self, error: BaseException, encoded: tuple[int, Any, list[Any]]) -> None:
         self._reason = in_words(error)
         self._trace = "".join(traceback.format_exception(error))
         self._names = names_in(*encoded)
@@ -44,6 +38,18 @@ class Unreadable(Exception):
         )
 
 
+class Unreadable(NotRebuilt):
+    """A message was received, but its value can't be unpickled.
+
+    Attributes:
+        message: with None for the value.
+    """
+
+    def __init__(self, message: Message, error: BaseException, encoded: tuple[int, Any, list[Any]]) -> None:
+        super().__init__(error, encoded)
+        self.message = message
+
+
 def names_in(kind: int, head: Any, buffers: list[Any]) -> list[str]:
     """The classes and functions that a pickle refers to, or has with it, without those of every pickle."""
     try:
@@ -55,6 +61,8 @@ def names_in(kind: int, head: Any, buffers: list[Any]) -> list[str]:
 
 
 def _references(head: bytes) -> Iterator[str]:
+    import pickletools  # takes milliseconds, which connecting needn't
+
     texts: list[str] = []
     memo: list[str | None] = []
     text: str | None = None  # what the latest step has put on the stack, if that is text
