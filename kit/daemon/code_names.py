@@ -1,4 +1,4 @@
-"""What a piece of bytecode refers to by name: the globals that it loads, and the modules that it imports.
+"""What a piece of bytecode does, as a digest, and refers to by name: globals that it loads, modules that it imports.
 
 ``co_names`` has the names of attributes, too, so a variable that happens to be called like one would count. ``dis``
 tells them apart, but takes milliseconds for a class.
@@ -7,6 +7,7 @@ tells them apart, but takes milliseconds for a class.
 from __future__ import annotations
 
 import dis
+import hashlib
 import types
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -36,6 +37,23 @@ def within(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from within(constant)
 
 
+def digest(code: types.CodeType) -> str:
+    """Hexadecimal digest of a module's code, of what it does, not where it stands."""
+    found = hashlib.sha256()
+    for part in within(code):
+        counts = part.co_argcount, part.co_posonlyargcount, part.co_kwonlyargcount, part.co_flags
+        names = part.co_qualname, part.co_names, part.co_varnames, part.co_freevars, part.co_cellvars
+        said = part.co_code, part.co_exceptiontable, counts, names, [_constant(value) for value in part.co_consts]
+        found.update(repr(said).encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
+
+
+def _constant(value: object) -> object:
+    if isinstance(value, types.CodeType):
+        return "code"  # counted by itself
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
+
+
 def loaded(code: types.CodeType) -> set[str]:
     """Names that a function, and those within it, look up outside of themselves."""
     found = set()
@@ -52,6 +70,8 @@ def imports(code: types.CodeType) -> list[Import]:
     """The import statements of a piece of code, and of those within it."""
     found: list[Import] = []
     for part in within(code):
+        if _IMPORT not in part.co_code[::2]:
+            continue
         former = last = (0, 0)
         for operation, argument in _operations(part):
             if operation == _IMPORT:
