@@ -171,24 +171,30 @@ class KitMagics(Magics):
     def unserve(self, line: str) -> None:
         """End a deployment, for all kernels: %unserve NAME"""
         name = self._parse("unserve", line).name
-        if name is not None and name not in self._connected and not self._is_variable(name):
+        connected = self._connected.get(name) if name is not None else None
+        if name is not None and (connected is None or connected.closed):
             from kit.daemon import client
 
-            client.stop(name)
-            print(f"{name}: ended.")
-            return
+            try:
+                client.stop(name)
+            except (errors.UnknownDeployment, errors.DaemonUnavailable, errors.InvalidSetting):
+                if not self._is_variable(name):
+                    raise
+            else:
+                print(f"{name}: ended.")
+                return
         deployment: Any = self._find(name)
         if hasattr(deployment, "stop"):
             called = deployment.name
             deployment.stop()
             self._connected.pop(called, None)
         else:
-            called = next((text for text, own in self._own.items() if own is deployment), "the latest deployment")
+            called = name or next((text for text, own in self._own.items() if own is deployment), "the latest one")
             deployment.close()
             self._own = {text: own for text, own in self._own.items() if own is not deployment}
         if self._latest is deployment:
             self._latest = None
-        print(f"{name or called}: ended.")
+        print(f"{called}: ended.")
 
     @no_var_expand
     @line_cell_magic
@@ -222,7 +228,7 @@ class KitMagics(Magics):
         return isinstance(self.shell.user_ns.get(name), Deployment)
 
     def _find(self, name: str | None) -> Deployment:
-        """A deployment by its name or its variable's; the latest for None."""
+        """A deployment by its name, or by the variable that holds it where none has that name; the latest for None."""
         if name is None:
             if self._latest is None or self._latest.closed:
                 open_ones = sorted(name for name, known in self._connected.items() if not known.closed)
@@ -235,13 +241,19 @@ class KitMagics(Magics):
                     + (f"; these are served: {others}" if others else "")
                 )
             return self._latest
-        known: Deployment | None = self._connected.get(name)
+        known: Any = self._connected.get(name)
         if known is None or known.closed:
-            known = self.shell.user_ns[name] if self._is_variable(name) else self._connect(name, known)
-            if hasattr(known, "attached"):
-                self._connected[name] = known
+            try:
+                known = self._connected[name] = self._connect(name, known)
+            except (errors.UnknownDeployment, errors.DeploymentLost, errors.DaemonUnavailable, errors.InvalidSetting):
+                if not self._is_variable(name):
+                    raise
+                known = self.shell.user_ns[name]  # anew each time: it may hold another one by now
+        held = self.shell.user_ns[name] if self._is_variable(name) else known
+        if held is not known and getattr(held, "name", None) != name and not held.closed:
+            print(f"{name}: the deployment of that name; the variable {name} holds another one.")
         self._latest, self._served = known, True
-        return known
+        return known  # type: ignore[no-any-return]
 
     def _connect(self, name: str, former: Any) -> Deployment:
         """Connect; where nobody serves that name any more, tell what ended the `former` one that this kernel had."""

@@ -187,6 +187,45 @@ def test_without_a_name_it_says_where_it_lives_and_never_leaves_two(
     assert second.closed
 
 
+def test_a_name_is_a_deployments_and_only_then_a_variables(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, factor in (("two", 2), ("three", 3), ("four", 4)):
+        line(shell, f"%serve Times({{'a': {factor}}}) --name {name} --processes 1")
+
+    def answer(name: str) -> int:
+        capsys.readouterr()
+        return int(shell.run_cell_magic("infer", name, "[1]")["inference"][0])
+
+    shell.user_ns["held"] = kit.connect("two")
+    assert answer("held") == 2
+    shell.user_ns["held"] = kit.connect("three")
+    assert answer("held") == 3
+    shell.user_ns["held"] = own = kit.deploy(shell.user_ns["Times"]({"a": 5}), processes=1)
+    assert answer("held") == 5
+    own.close()
+    shell.user_ns["held"] = kit.connect("three")
+    line(shell, "%unserve held")
+    assert client.names() == ["four", "two"]
+    assert capsys.readouterr().out == "three: ended.\n"
+
+    shell.user_ns["four"] = kit.connect("two")
+    assert answer("four") == 4
+    line(shell, "%stats four")
+    assert "the variable four holds another one" in capsys.readouterr().out
+    line(shell, "%unserve four")
+    assert client.names() == ["two"]
+    shell.user_ns["two"] = kit.connect("two")
+    assert answer("four") == 2  # no deployment has that name any more
+    assert "holds another" not in capsys.readouterr().out
+    with Kernel() as other:
+        other.run(
+            "import kit; kit.deploy(kit.ModelHandler.from_callable(int, lambda b, m: b), name='four', processes=1)"
+        )
+    line(shell, "%unserve four")  # to which this kernel isn't connected
+    assert client.names() == ["two"]
+
+
 @pytest.mark.parametrize("magic", ["serve", "switch", "models", "stats", "panel", "unserve"])
 def test_help_is_shown_and_nothing_is_done(
     shell: InteractiveShell, capsys: pytest.CaptureFixture[str], magic: str
