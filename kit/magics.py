@@ -7,6 +7,7 @@ import importlib
 import keyword
 import os
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -18,7 +19,7 @@ from kit.checks import check_handler, check_platform
 from kit.magics_args import options_as_typed, parsers, settings_of, split_expression, switch_to
 from kit.magics_errors import plainly
 from kit.magics_values import value_of
-from kit.settings import MODES
+from kit.settings import MODES, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,9 +74,12 @@ class KitMagics(Magics):
 
     def _serve_here(self, expression: str, handler: Any, settings: dict[str, Any]) -> Deployment:
         """A deployment of this kernel."""
-        former = self._own.pop(expression, None)
+        former = self._own.get(expression)
         if former is not None:
+            # First, since there may be no room for both; but not where the new one will be refused.
+            _check(handler, settings, former)
             former.close()
+            del self._own[expression]
         deployment = kit.deploy(handler, **settings)
         self._own[expression] = deployment
         print(
@@ -117,8 +121,8 @@ class KitMagics(Magics):
         wanted = self._parse("switch", line)
         words = list(wanted.words)
         settings = settings_of(wanted)
-        mode = next((word for word in words if word in MODES), None)
-        if mode is not None:
+        mode = wanted.mode or next((word for word in words if word in MODES), None)
+        if mode is not None and wanted.mode is None:
             words.remove(mode)
         if words and (len(words) > 1 or all(value is None for value in (mode, *settings.values()))):
             raise UsageError(f"%switch: {words[0]!r} is no mode; give one of {', '.join(MODES)}")
@@ -270,9 +274,23 @@ class KitMagics(Magics):
             raise
 
 
+def _check(handler: Any, settings: Mapping[str, Any], former: Any) -> None:
+    """Raise what `kit.deploy` would refuse a handler with, as far as it can be told while a former one is served."""
+    from kit.daemon import sameness
+
+    wanted = Settings.make(check_handler(handler), **settings)
+    if not former.closed and sameness.digest(handler) == sameness.digest(former.handler):
+        snapshot = former.snapshot()
+        wanted.check_budget(None if snapshot.models else snapshot.model_bytes)
+
+
 def load_ipython_extension(shell: Any) -> None:
-    """Register the magics and their completion."""
+    """Register the magics and their completion; those that take the place of others go on with what these served."""
     magics = KitMagics(shell)
+    former = shell.magics_manager.registry.get(KitMagics.__name__)
+    if former is not None:
+        magics._connected, magics._own = former._connected, former._own
+        magics._latest, magics._served = former._latest, former._served
     shell.register_magics(magics)
     magics_complete.install(shell, magics.parsers)
     magics_bodies.install(shell)

@@ -18,6 +18,7 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 _NAME = "of a deployment, or of a variable that holds one, where no deployment has that name"
+_COMMENT = re.compile(r"(?:^|\s)#.*", re.DOTALL)
 _NEGATIVE = re.compile(r"-\.?\d")
 #: Arguments of `kit.deploy`, by the options that give them.
 _OPTIONS = {
@@ -62,7 +63,7 @@ class Parser(argparse.ArgumentParser):
             UsageError: what is wrong. HelpShown.
         """
         try:
-            words = shlex.split(line)
+            words = shlex.split(_COMMENT.sub("", line))
         except ValueError as error:
             self.error(f"{error} in {line!r}")
         for at in range(len(words) - 1, 0, -1):
@@ -140,6 +141,7 @@ def parsers() -> dict[str, Parser]:
     switch.add_argument(
         "words", nargs="*", metavar="MODE NAME", help=f"MODE is one of {', '.join(MODES)}; NAME, {_NAME}"
     )
+    switch.add_argument("--mode", choices=MODES, help="as %%serve has it; all words are names then")
     add_settings(switch)
     found = {"serve": serve, "switch": switch}
     for magic, description in (
