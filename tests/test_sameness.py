@@ -75,6 +75,16 @@ def test_names_behind_many_others_are_told_too() -> None:
     assert code_names.imports(code) == [code_names.Import("here", 2, ("there", "then"))]
 
 
+def test_lines_and_comments_do_not_count() -> None:
+    def found(text: str) -> str:
+        return code_names.digest(compile(text, "module", "exec"))
+
+    text = "class A:\n    value = 1\n    def f(self):\n        class B: pass\n        return B"
+    assert found(text) == found(f"# a comment\n\n{text}  # and one") == found("\n" * 300 + text)
+    assert found(text) != found(text.replace("1", "2"))
+    assert found(text) != found(text.replace("B", "C"))
+
+
 # ---- modules of the user's own -----------------------------------------------------------------
 
 HELPED = """
@@ -116,7 +126,7 @@ def test_an_edited_module_is_served_anew(runtime: Path, folder: Path) -> None:
     found = "[p.inference for p in d.predict([1])]"
     with Kernel() as first:
         assert first.run(HELPED + serve.format(False), found) == [2]
-        write(folder, {"helpers": "def change(x): return x + 1  # as before"})
+        write(folder, {"helpers": "# as before\n\ndef change(x): return x + 1"})
         assert first.run(HELPED + serve.format(False), "d.attached")
         write(folder, {"helpers": "def change(x): return x + 1000"})
         with Kernel() as second:

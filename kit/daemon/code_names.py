@@ -18,7 +18,11 @@ _LOAD_GLOBAL = dis.opmap["LOAD_GLOBAL"]
 _LOADS = frozenset(dis.opmap[name] for name in ("LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS") if name in dis.opmap)
 _IMPORT = dis.opmap["IMPORT_NAME"]
 _IMPORT_FROM = dis.opmap["IMPORT_FROM"]
+_STORE = dis.opmap["STORE_NAME"]
+#: By Python 3.13 in the body of a class; the second in no certain order, up to 3.13.0.
+_NOTED = frozenset({"__firstlineno__", "__static_attributes__"})
 _CONSTANT = dis.opmap["LOAD_CONST"]
+_CONSTANTS = frozenset(dis.hasconst)
 
 
 class Import(NamedTuple):
@@ -43,9 +47,29 @@ def digest(code: types.CodeType) -> str:
     for part in within(code):
         counts = part.co_argcount, part.co_posonlyargcount, part.co_kwonlyargcount, part.co_flags
         names = part.co_qualname, part.co_names, part.co_varnames, part.co_freevars, part.co_cellvars
-        said = part.co_code, part.co_exceptiontable, counts, names, [_constant(value) for value in part.co_consts]
+        raw, constants = without_notes(part)
+        said = raw, part.co_exceptiontable, counts, names, [_constant(value) for value in constants]
         found.update(repr(said).encode("utf-8", "surrogatepass"))
     return found.hexdigest()
+
+
+def without_notes(code: types.CodeType) -> tuple[bytes, list[object]]:
+    """The bytecode and constants of a piece of code, without what Python 3.13 notes in the body of a class."""
+    if _NOTED.isdisjoint(code.co_names):
+        return code.co_code, list(code.co_consts)
+    # Where a constant stands depends on the line, which may be equal to another one: in the order of their use.
+    said: list[tuple[int, int]] = []
+    used: list[object] = []
+    for operation, argument in _operations(code):
+        if operation == _STORE and code.co_names[argument] in _NOTED:
+            if said[-1][0] in _CONSTANTS:
+                used.pop()
+            said[-1] = (0, 0)
+        if operation in _CONSTANTS:
+            used.append(code.co_consts[argument])
+            argument = 0
+        said.append((operation, argument))
+    return repr(said).encode(), used
 
 
 def _constant(value: object) -> object:

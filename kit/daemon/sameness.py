@@ -249,9 +249,10 @@ class _Walker:
         return found
 
     def _code(self, code: types.CodeType) -> None:
-        self.note(code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, code.co_flags)
+        raw, constants = code_names.without_notes(code)
+        self.note(raw.hex(), code.co_names, code.co_varnames, code.co_freevars, code.co_flags)
         self.note(code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_exceptiontable.hex())
-        for constant in code.co_consts:
+        for constant in constants:
             self.take(constant)
 
 
