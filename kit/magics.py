@@ -278,7 +278,8 @@ def _check(handler: Any, settings: Mapping[str, Any], former: Any) -> None:
     """Raise what `kit.deploy` would refuse a handler with, as far as it can be told while a former one is served."""
     from kit.daemon import sameness
 
-    wanted = Settings.make(check_handler(handler), **settings)
+    handler = check_handler(handler)
+    wanted = Settings.make(handler, **settings)
     if not former.closed and sameness.digest(handler) == sameness.digest(former.handler):
         snapshot = former.snapshot()
         wanted.check_budget(None if snapshot.models else snapshot.model_bytes)
