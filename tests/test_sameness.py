@@ -95,6 +95,9 @@ class Helped(kit.ModelHandler):
 """
 
 
+EITHER = "kit.ModelHandler.from_callable(use, lambda batch, model: batch)"
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that modules are found in, by this process and those that it starts; they are forgotten at the end."""
@@ -164,7 +167,7 @@ def test_modules_that_the_code_refers_to_count(folder: Path, cell: str, edited: 
         }
 
     def found() -> str:
-        return digest(f"import kit\n{cell}", "kit.ModelHandler.from_callable(use, lambda batch, model: batch)")
+        return digest(f"import kit\n{cell}", EITHER)
 
     write(folder, written(1))
     one = found()
@@ -174,6 +177,15 @@ def test_modules_that_the_code_refers_to_count(folder: Path, cell: str, edited: 
     assert other != one  # though what is loaded here is as it was
     write(folder, {**written(1), "unused": "value = 3"})
     assert found() == one
+
+
+def test_a_package_may_have_a_path_in_its_search_path(folder: Path) -> None:
+    def found(value: int) -> str:
+        write(folder, {"odd/__init__": "import pathlib\n__path__[:] = map(pathlib.Path, __path__)"})
+        write(folder, {"odd/inner": f"value = {value}"})
+        return digest("import kit, odd\ndef use():\n    from odd import inner", EITHER)
+
+    assert found(1) == found(1) != found(2)
 
 
 def test_an_own_handlers_module_counts_and_an_installed_ones_name(folder: Path) -> None:

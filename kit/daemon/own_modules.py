@@ -119,10 +119,10 @@ def _with_packages(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
-def _are_own(places: Iterable[str | None]) -> bool:
-    return any(
-        place and not place.startswith(_INSTALLED) and not any(part in place for part in _PARTS) for place in places
-    )
+def _are_own(places: Iterable[Any]) -> bool:
+    # A package may put a Path into its __path__.
+    found = [str(place) for place in places if place]
+    return any(not place.startswith(_INSTALLED) and not any(part in place for part in _PARTS) for place in found)
 
 
 def _spec_of(name: str) -> ModuleSpec | None:
@@ -136,7 +136,7 @@ def _spec_of(name: str) -> ModuleSpec | None:
         above = _spec_of(parent)
         if above is None or above.submodule_search_locations is None or not _are_own(above.submodule_search_locations):
             return None  # an installed package counts by its name
-        path = list(above.submodule_search_locations)
+        path = [str(place) for place in above.submodule_search_locations]
     for finder in list(sys.meta_path):
         with contextlib.suppress(Exception):  # anybody may put one there
             found: ModuleSpec | None = finder.find_spec(name, path)
