@@ -188,6 +188,12 @@ def test_a_package_may_have_a_path_in_its_search_path(folder: Path) -> None:
     assert found(1) == found(1) != found(2)
 
 
+def test_what_cannot_be_found_does_not_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "standin", types.SimpleNamespace(__spec__="none"))
+    imports = "from . import inner\n    from .. import outer\n    import nowhere.deep, standin.deep"
+    assert digest(f"import kit\ndef use():\n    {imports}", EITHER)
+
+
 def test_an_own_handlers_module_counts_and_an_installed_ones_name(folder: Path) -> None:
     text = "import kit, json\nclass Mine(kit.ModelHandler):\n    factor = {}\n    def load_model(self): return json"
     write(folder, {"mine": text.format(2)})

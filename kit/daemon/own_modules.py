@@ -100,6 +100,8 @@ def imported(code: types.CodeType, package: str) -> list[str]:
             parents = package.split(".")
             parents = parents[: len(parents) - statement.level + 1]
             module = ".".join([*parents, *([module] if module else [])])
+        if not module:
+            continue  # relative, in code that is in no package
         for name in (module, *(f"{module}.{name}" for name in statement.names)):
             found.update(dict.fromkeys(_with_packages(name)))
     return list(found)
@@ -129,7 +131,8 @@ def _spec_of(name: str) -> ModuleSpec | None:
     """How a module would be found, without importing the packages that it lies in."""
     loaded = sys.modules.get(name)
     if loaded is not None:
-        return getattr(loaded, "__spec__", None)
+        spec = getattr(loaded, "__spec__", None)
+        return spec if isinstance(spec, ModuleSpec) else None  # anything may be put there
     parent = name.rpartition(".")[0]
     path = None
     if parent:
