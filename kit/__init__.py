@@ -10,6 +10,7 @@ Names are loaded when first used, so that importing the kit costs next to nothin
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -110,3 +111,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if "IPython" in sys.modules:
+    importlib.import_module("kit.beams_notebooks").let_pipelines_be_built()

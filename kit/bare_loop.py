@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
-from kit import batching, errors
+from kit import batching, errors, search_path
 from kit.checks import check_prediction_count
 from kit.engine import forkserver, loading, system
 from kit.engine.packing import pack
@@ -54,7 +54,7 @@ class BareLoop:
         ours, theirs = Pipe()
         self._connection = ours
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
-        argument = json.dumps([[os.path.abspath(entry) for entry in sys.path], theirs.fileno(), os.getpid()])
+        argument = json.dumps([search_path.entries(), theirs.fileno(), os.getpid()])
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _BOOTSTRAP, argument],

@@ -7,6 +7,7 @@ import importlib
 import keyword
 import os
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -18,7 +19,7 @@ from kit.checks import check_handler, check_platform
 from kit.magics_args import options_as_typed, parsers, settings_of, split_expression, switch_to
 from kit.magics_errors import plainly
 from kit.magics_values import value_of
-from kit.settings import MODES
+from kit.settings import MODES, Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,9 +74,12 @@ class KitMagics(Magics):
 
     def _serve_here(self, expression: str, handler: Any, settings: dict[str, Any]) -> Deployment:
         """A deployment of this kernel."""
-        former = self._own.pop(expression, None)
+        former = self._own.get(expression)
         if former is not None:
+            # First, since there may be no room for both; but not where the new one will be refused.
+            _check(handler, settings, former)
             former.close()
+            del self._own[expression]
         deployment = kit.deploy(handler, **settings)
         self._own[expression] = deployment
         print(
@@ -117,8 +121,8 @@ class KitMagics(Magics):
         wanted = self._parse("switch", line)
         words = list(wanted.words)
         settings = settings_of(wanted)
-        mode = next((word for word in words if word in MODES), None)
-        if mode is not None:
+        mode = wanted.mode or next((word for word in words if word in MODES), None)
+        if mode is not None and wanted.mode is None:
             words.remove(mode)
         if words and (len(words) > 1 or all(value is None for value in (mode, *settings.values()))):
             raise UsageError(f"%switch: {words[0]!r} is no mode; give one of {', '.join(MODES)}")
@@ -171,24 +175,30 @@ class KitMagics(Magics):
     def unserve(self, line: str) -> None:
         """End a deployment, for all kernels: %unserve NAME"""
         name = self._parse("unserve", line).name
-        if name is not None and name not in self._connected and not self._is_variable(name):
+        connected = self._connected.get(name) if name is not None else None
+        if name is not None and (connected is None or connected.closed):
             from kit.daemon import client
 
-            client.stop(name)
-            print(f"{name}: ended.")
-            return
+            try:
+                client.stop(name)
+            except (errors.UnknownDeployment, errors.DaemonUnavailable, errors.InvalidSetting):
+                if not self._is_variable(name):
+                    raise
+            else:
+                print(f"{name}: ended.")
+                return
         deployment: Any = self._find(name)
         if hasattr(deployment, "stop"):
             called = deployment.name
             deployment.stop()
             self._connected.pop(called, None)
         else:
-            called = next((text for text, own in self._own.items() if own is deployment), "the latest deployment")
+            called = name or next((text for text, own in self._own.items() if own is deployment), "the latest one")
             deployment.close()
             self._own = {text: own for text, own in self._own.items() if own is not deployment}
         if self._latest is deployment:
             self._latest = None
-        print(f"{name or called}: ended.")
+        print(f"{called}: ended.")
 
     @no_var_expand
     @line_cell_magic
@@ -222,7 +232,7 @@ class KitMagics(Magics):
         return isinstance(self.shell.user_ns.get(name), Deployment)
 
     def _find(self, name: str | None) -> Deployment:
-        """A deployment by its name or its variable's; the latest for None."""
+        """A deployment by its name, or by the variable that holds it where none has that name; the latest for None."""
         if name is None:
             if self._latest is None or self._latest.closed:
                 open_ones = sorted(name for name, known in self._connected.items() if not known.closed)
@@ -235,13 +245,19 @@ class KitMagics(Magics):
                     + (f"; these are served: {others}" if others else "")
                 )
             return self._latest
-        known: Deployment | None = self._connected.get(name)
+        known: Any = self._connected.get(name)
         if known is None or known.closed:
-            known = self.shell.user_ns[name] if self._is_variable(name) else self._connect(name, known)
-            if hasattr(known, "attached"):
-                self._connected[name] = known
+            try:
+                known = self._connected[name] = self._connect(name, known)
+            except (errors.UnknownDeployment, errors.DeploymentLost, errors.DaemonUnavailable, errors.InvalidSetting):
+                if not self._is_variable(name):
+                    raise
+                known = self.shell.user_ns[name]  # anew each time: it may hold another one by now
+        held = self.shell.user_ns[name] if self._is_variable(name) else known
+        if held is not known and getattr(held, "name", None) != name and not held.closed:
+            print(f"{name}: the deployment of that name; the variable {name} holds another one.")
         self._latest, self._served = known, True
-        return known
+        return known  # type: ignore[no-any-return]
 
     def _connect(self, name: str, former: Any) -> Deployment:
         """Connect; where nobody serves that name any more, tell what ended the `former` one that this kernel had."""
@@ -258,9 +274,24 @@ class KitMagics(Magics):
             raise
 
 
+def _check(handler: Any, settings: Mapping[str, Any], former: Any) -> None:
+    """Raise what `kit.deploy` would refuse a handler with, as far as it can be told while a former one is served."""
+    from kit.daemon import sameness
+
+    handler = check_handler(handler)
+    wanted = Settings.make(handler, **settings)
+    if not former.closed and sameness.digest(handler) == sameness.digest(former.handler):
+        snapshot = former.snapshot()
+        wanted.check_budget(None if snapshot.models else snapshot.model_bytes)
+
+
 def load_ipython_extension(shell: Any) -> None:
-    """Register the magics and their completion."""
+    """Register the magics and their completion; those that take the place of others go on with what these served."""
     magics = KitMagics(shell)
+    former = shell.magics_manager.registry.get(KitMagics.__name__)
+    if former is not None:
+        magics._connected, magics._own = former._connected, former._own
+        magics._latest, magics._served = former._latest, former._served
     shell.register_magics(magics)
     magics_complete.install(shell, magics.parsers)
     magics_bodies.install(shell)

@@ -17,6 +17,8 @@ from kit.settings import MODES
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
+_NAME = "of a deployment, or of a variable that holds one, where no deployment has that name"
+_COMMENT = re.compile(r"(?:^|\s)#.*", re.DOTALL)
 _NEGATIVE = re.compile(r"-\.?\d")
 #: Arguments of `kit.deploy`, by the options that give them.
 _OPTIONS = {
@@ -61,7 +63,7 @@ class Parser(argparse.ArgumentParser):
             UsageError: what is wrong. HelpShown.
         """
         try:
-            words = shlex.split(line)
+            words = shlex.split(_COMMENT.sub("", line))
         except ValueError as error:
             self.error(f"{error} in {line!r}")
         for at in range(len(words) - 1, 0, -1):
@@ -136,7 +138,10 @@ def parsers() -> dict[str, Parser]:
     )
     serve.add_argument("--allow-pickle", action="store_true", help="let objects of any type travel, as pickles")
     switch = Parser("%switch", "%switch [MODE] [NAME] [options]", "Change the mode and other settings, live.")
-    switch.add_argument("words", nargs="*", metavar="MODE NAME", help=f"MODE is one of {', '.join(MODES)}")
+    switch.add_argument(
+        "words", nargs="*", metavar="MODE NAME", help=f"MODE is one of {', '.join(MODES)}; NAME, {_NAME}"
+    )
+    switch.add_argument("--mode", choices=MODES, help="as %%serve has it; all words are names then")
     add_settings(switch)
     found = {"serve": serve, "switch": switch}
     for magic, description in (
@@ -146,14 +151,14 @@ def parsers() -> dict[str, Parser]:
         ("unserve", "End it, for all kernels."),
     ):
         parser = Parser(f"%{magic}", f"%{magic} [NAME]", f"{description} NAME defaults to the latest.")
-        parser.add_argument("name", nargs="?", metavar="NAME")
+        parser.add_argument("name", nargs="?", metavar="NAME", help=_NAME)
         found[magic] = parser
     infer = Parser(
         "%%infer",
         "%%infer [NAME] [--lines] [--into VAR]",
         "Predictions, as a DataFrame, for the examples that the cell's body gives: a Python expression.",
     )
-    infer.add_argument("name", nargs="?", metavar="NAME", help="the latest deployment by default")
+    infer.add_argument("name", nargs="?", metavar="NAME", help=f"{_NAME}; the latest by default")
     infer.add_argument("--lines", action="store_true", help="the body is text, each line that isn't empty an example")
     infer.add_argument("--into", metavar="VAR", help="assign the DataFrame to a variable and show nothing")
     found["infer"] = infer

@@ -16,6 +16,8 @@ from kit.magics_args import Parser, options_of
 from kit.settings import MODES
 
 IDENTIFIER = "kit"
+#: The beginning of a value right behind its option.
+_ASSIGNED = re.compile(r"(?:^|\s)(--[\w-]+)=\S*$")
 #: The line of a magic, whose value may be assigned to a variable.
 _LINE = re.compile(r"(?:^|=)\s*(?P<sign>%%?)(?P<magic>\w+)\s(?P<rest>.*)$", re.DOTALL)
 
@@ -47,21 +49,29 @@ def matches(shell: Any, parser: Parser, magic: str, rest: str, here: str) -> lis
     """
     words = rest.split()
     before = words[:-1] if here and words else words
-    option = before[-1:] == ["--mode"] or re.search(r"(?:^|\s)--mode=\S*$", rest)
-    if option and not here.startswith("-"):
-        return list(MODES)
+    assigned = _ASSIGNED.search(rest)
+    option = assigned[1] if assigned else before[-1] if before else ""
+    if option in options_of(parser, with_value=True) and not here.startswith("-"):
+        return values(shell, option)
     if here.startswith("-"):
         return list(options_of(parser))
     if magic == "serve":
-        if before and before[-1] == "--name":
-            return names()
         # On the line of a magic IPython itself completes attributes only.
         return list(shell.Completer.global_matches(here)) if here and "." not in here else []
-    if before and before[-1] in options_of(parser, with_value=True):
-        return []  # its value
     if magic == "switch":
         return [*(() if any(word in MODES for word in before) else MODES), *names()]
     return names()
+
+
+def values(shell: Any, option: str) -> list[str]:
+    """What the value of an option may be; where anything may be, examples that show its form."""
+    if option == "--mode":
+        return list(MODES)
+    if option == "--name":
+        return names()
+    if option == "--into":
+        return sorted(name for name in shell.user_ns if not name.startswith("_") and name not in shell.user_ns_hidden)
+    return {"--keep-alive": ["30m", "2h", "1d"], "--budget": ["1GiB", "4GiB"]}.get(option, ["1", "2", "4"])
 
 
 def names() -> list[str]:

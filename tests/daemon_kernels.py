@@ -14,7 +14,7 @@ from typing import Any, Self
 
 _LOOP = """
 import json, sys, traceback
-space = {}
+space = {"__name__": "__main__"}
 for line in sys.stdin:
     code, expression = json.loads(line)
     try:

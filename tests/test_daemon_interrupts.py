@@ -54,6 +54,19 @@ def test_an_interrupted_switch_or_update_is_taken_back(
         assert kernel.run("", "[d.mode, d.predict([3])[0].inference]") == ["large", 15]
 
 
+@pytest.mark.parametrize("change", ["d.switch('large')", "kit.deploy(Loads(folder, 3), name='x', replace=True)"])
+def test_who_cancelled_a_switch_is_said(runtime: Path, tmp_path: Path, change: str) -> None:
+    (tmp_path / "go").touch()
+    with Kernel() as first, Kernel(JPY_SESSION_NAME="/home/ada/other.ipynb") as second:
+        first.run(f"{LOADS}folder = {str(tmp_path)!r}\nd = kit.deploy(Loads(folder, 2), name='x', processes=1)")
+        (tmp_path / "go").unlink()
+        first.send(change)
+        second.run("import kit, time\nd = kit.connect('x')\nwhile not d.cancel_switch(): time.sleep(0.01)")
+        with pytest.raises(RuntimeError, match=r"SwitchCancelled: .* by other\.ipynb; .* serves on"):
+            first.receive()
+        assert second.run("", "d.predict([3])[0].inference") == 6
+
+
 def test_an_interrupt_leaves_another_kernels_switch_alone(runtime: Path, tmp_path: Path) -> None:
     (tmp_path / "go").touch()
     with Kernel() as first, Kernel() as second:

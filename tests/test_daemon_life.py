@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -477,3 +478,13 @@ def test_a_folder_in_the_place_of_a_file_is_told(runtime: Path, name: str) -> No
         kit.deploy(Doubling(), name="double", processes=1)
     (runtime / name).rmdir()
     assert kit.deploy(Doubling(), name="double", processes=1).predict([1])[0].inference == 2
+
+
+def test_entries_of_the_search_path_that_python_ignores_keep_nobody_from_serving(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [runtime, b"/tmp", 3, *sys.path, "nowhere\0"])
+    with kit.deploy(Doubling(), processes=1) as own:
+        assert own.predict([1])[0].inference == 2
+    for name in ("first", "second"):  # which starts the daemon, or finds it
+        assert kit.deploy(Doubling(), name=name, processes=1).predict([1])[0].inference == 2

@@ -105,6 +105,8 @@ def test_serve_infer_switch_and_unserve(shell: InteractiveShell, capsys: pytest.
     line(shell, "%switch large")
     assert "default → large" in capsys.readouterr().out
     line(shell, "%switch --processes 2")
+    line(shell, "%switch times --mode default")
+    assert deployment.mode == "default"
     line(shell, "%switch times medium --copies 3")
     settings = deployment.settings
     assert (settings.mode, settings.processes, settings.model_copies) == ("medium", 2, 3)
@@ -181,10 +183,53 @@ def test_without_a_name_it_says_where_it_lives_and_never_leaves_two(
     second = line(shell, "%serve Times({'a': 2}) --processes 1")
     assert first.closed
     assert list(shell.run_cell_magic("infer", "", "[4]")["inference"]) == [8]
+    for refused in ("--budget 1B", "--threads 0"):
+        with pytest.raises(UsageError, match=refused.partition(" ")[0]):
+            line(shell, f"%serve Times({{'a': 2}}) --processes 1 {refused}")
+    assert not second.closed
     shell.user_ns["mine"] = second
     assert list(shell.run_cell_magic("infer", "mine", "[4]")["inference"]) == [8]
     line(shell, "%unserve mine")
     assert second.closed
+
+
+def test_a_name_is_a_deployments_and_only_then_a_variables(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, factor in (("two", 2), ("three", 3), ("four", 4)):
+        line(shell, f"%serve Times({{'a': {factor}}}) --name {name} --processes 1")
+
+    def answer(name: str) -> int:
+        capsys.readouterr()
+        return int(shell.run_cell_magic("infer", name, "[1]")["inference"][0])
+
+    shell.user_ns["held"] = kit.connect("two")
+    assert answer("held") == 2
+    shell.user_ns["held"] = kit.connect("three")
+    assert answer("held") == 3
+    shell.user_ns["held"] = own = kit.deploy(shell.user_ns["Times"]({"a": 5}), processes=1)
+    assert answer("held") == 5
+    own.close()
+    shell.user_ns["held"] = kit.connect("three")
+    line(shell, "%unserve held")
+    assert client.names() == ["four", "two"]
+    assert capsys.readouterr().out == "three: ended.\n"
+
+    shell.user_ns["four"] = kit.connect("two")
+    assert answer("four") == 4
+    line(shell, "%stats four")
+    assert "the variable four holds another one" in capsys.readouterr().out
+    line(shell, "%unserve four")
+    assert client.names() == ["two"]
+    shell.user_ns["two"] = kit.connect("two")
+    assert answer("four") == 2  # no deployment has that name any more
+    assert "holds another" not in capsys.readouterr().out
+    with Kernel() as other:
+        other.run(
+            "import kit; kit.deploy(kit.ModelHandler.from_callable(int, lambda b, m: b), name='four', processes=1)"
+        )
+    line(shell, "%unserve four")  # to which this kernel isn't connected
+    assert client.names() == ["two"]
 
 
 @pytest.mark.parametrize("magic", ["serve", "switch", "models", "stats", "panel", "unserve"])
@@ -478,6 +523,10 @@ def test_names_modes_and_options_are_completed(shell: InteractiveShell) -> None:
     assert "Times" in complete("%serve Tim")
     assert "--keep-alive" in complete("%serve x --k")
     assert "--into" in complete("%%infer --i")
+    shell.user_ns["answers"] = 1
+    assert complete("%%infer times --into an") == ["answers"]
+    assert complete("%serve x --keep-alive 3") == ["30m"]
+    assert complete("%switch large --processes=4") == ["4"]
 
 
 def test_completion_shows_what_fits_and_no_more(shell: InteractiveShell) -> None:
@@ -493,6 +542,18 @@ def test_completion_shows_what_fits_and_no_more(shell: InteractiveShell) -> None
     assert complete("%serve Times({}) --") == list(options_of(parsers()["serve"]))
     assert "upper" in complete("text = 'a'\ntext.upp")  # elsewhere it is IPython's
     assert "--into" not in complete("%%infer a\n--")
+    assert complete("%switch --mode ") == list(MODES)
+    assert "%alias" not in complete("%%infer a --into ")
+    assert "%alias" not in complete("%serve Times({}) --keep-alive ")
+
+
+def test_loading_the_extension_again_keeps_what_is_served(shell: InteractiveShell) -> None:
+    own = line(shell, "%serve Times({'a': 3}) --processes 1")
+    shell.run_line_magic("reload_ext", "kit")
+    assert "worker" in set(line(shell, "%stats  # of the latest, isn't it?")["role"])
+    assert line(shell, "%serve Times({'a': 3}) --processes 1") is not own
+    assert own.closed
+    assert list(shell.run_cell_magic("infer", "--lines # text", "a")["inference"]) == ["aaa"]
 
 
 def test_once_the_latest_has_ended_it_is_asked_which_one_is_meant(

@@ -222,7 +222,7 @@ def test_a_switch_can_be_cancelled_while_the_new_processes_load():
         update = pool.submit(deployment.update_model, Constant("slow", load_s=60))
         while not deployment.cancel_switch():
             time.sleep(0.01)
-        with pytest.raises(errors.SwitchCancelled):
+        with pytest.raises(errors.SwitchCancelled, match=r"by cancel_switch\(\)"):
             update.result(20)
         assert deployment.predict([1])[0].model_id == "one"
         assert not deployment.cancel_switch()

@@ -13,11 +13,11 @@ found by the handler and its settings, which ends by itself when nobody has aske
 
 from __future__ import annotations
 
+from kit.beams_notebooks import let_pipelines_be_built
 from kit.errors import MissingExtra
 
 try:
     import kit.beams_base  # noqa: F401  # before anything that imports Beam's own
-    from kit.beam.notebooks import let_pipelines_be_built
     from kit.beam.transform import RunInference
 except ImportError as error:
     if (error.name or "").partition(".")[0] != "apache_beam":

@@ -125,7 +125,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "check": _check,
     "validate": _validate,
     "switch": _switch,
-    "cancel_switch": lambda served: served.serving().cancel_switch(),
+    "cancel_switch": lambda served, by: served.serving()._engine.cancel_switch(by),
     "update": _update,
     "update_models": _update_models,
     "preload": lambda served, keys, timeout: served.serving()._models.preload(keys, timeout),

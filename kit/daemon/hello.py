@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import kit
-from kit import errors
+from kit import errors, search_path
 from kit.daemon.frames import Frame
 from kit.daemon.wire import Malformed
 
@@ -48,7 +48,7 @@ def surroundings() -> dict[str, Any]:
         folder = "/"
     return {
         "executable": sys.executable,
-        "path": [entry if entry else folder for entry in sys.path],
+        "path": search_path.entries(),
         "folder": folder,
         "environment": dict(os.environ),
     }

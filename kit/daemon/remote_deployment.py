@@ -132,7 +132,7 @@ class RemoteDeployment(Deployment):
         return Settings(**self._connection.call("settings_for", **changes))
 
     def cancel_switch(self) -> bool:
-        return bool(self._connection.call("cancel_switch"))
+        return bool(self._connection.call("cancel_switch", by=hello.label()))
 
     def _update_path(self, path: str) -> None:
         path = seen_from_anywhere(path)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kit import errors
+from kit import errors, search_path
 from kit.daemon import hello, paths
 from kit.daemon.decoder import trouble_of
 from kit.daemon.frames import Frame, LinkClosed, VersionDiffers
@@ -151,8 +151,7 @@ def _launch(folder: Path) -> None:
                 f"runtime folder in {paths.VARIABLE}."
             )
     ready, theirs = os.pipe()
-    path = [entry if entry else os.getcwd() for entry in sys.path]
-    code = _BOOTSTRAP.format(path=path, folder=str(folder), ready=theirs)
+    code = _BOOTSTRAP.format(path=search_path.entries(), folder=str(folder), ready=theirs)
     try:
         # A session of its own, and its parent ends at once: neither interrupt nor shutdown of a kernel reaches it.
         subprocess.run(

@@ -200,13 +200,13 @@ class Engine:
         # The click on `shared` waits for what is computed on them, and a few prove as much as more.
         return list(self.dispatcher.sample[: first_batch.MOST])
 
-    def cancel_switch(self) -> bool:
+    def cancel_switch(self, by: str = "cancel_switch()") -> bool:
         """Stop a switch that hasn't taken over yet; False when none was under way."""
         switching, starting = self.switching, self.starting
         # After a switch that drained first, what starts may be the former topology, which must come back.
         if switching is None or starting is not switching[0] or starting.state == "serving":
             return False
-        starting.stop(gently=False)
+        starting.stop(gently=False, cancelled_by=by)
         return True
 
     # ---- watching ----------------------------------------------------------------------------

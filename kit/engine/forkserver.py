@@ -23,6 +23,7 @@ import sys
 import traceback
 from typing import Any
 
+from kit import search_path
 from kit.engine import system
 from kit.engine.transport import Channel, ChannelClosed, Message
 
@@ -200,7 +201,7 @@ def start(preload: list[str], env: dict[str, str]) -> tuple[Any, Channel]:
 def _search_path() -> list[str]:
     """sys.path with the empty entry made absolute, and the folder of the kit itself first found."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    path = [entry if entry else os.path.abspath(entry) for entry in sys.path]
+    path = search_path.entries()
     return path if root in path else [*path, root]
 
 

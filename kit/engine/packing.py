@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import io
+import sys
+from collections import ChainMap
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,11 +33,43 @@ def pack(handler: Any) -> bytes:
         InvalidSetting: a model's key that is equal to itself only, and so can't be found in another process.
     """
     try:
-        packed = bytes(cloudpickle.dumps(handler, protocol=5))
+        packed = _dumps(handler)
     except Exception as error:
         raise HandlerNotPicklable(_why(handler, error)) from error
     _check_keys(handler)
     return packed
+
+
+def _dumps(value: Any) -> bytes:
+    with io.BytesIO() as file:
+        _Pickler(file, protocol=5).dump(value)
+        return file.getvalue()
+
+
+def _reduce_cached(value: Any) -> Any:
+    """What `functools.lru_cache` has wrapped, by its name where that can be imported, else by its code."""
+    found: Any = sys.modules.get(value.__module__ or "") if value.__module__ != "__main__" else None
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return value.__reduce__() if found is value else (_cached, (value.__wrapped__, value.cache_parameters()))
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_property(value: functools.cached_property[Any]) -> Any:
+    """Without the lock that it has up to Python 3.11."""
+    return functools.cached_property, (value.func,), {"attrname": value.attrname}
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Pickles what a cell's code has wrapped with `functools`, too."""
+
+    dispatch_table = ChainMap(
+        {functools._lru_cache_wrapper: _reduce_cached, functools.cached_property: _reduce_property},
+        cloudpickle.Pickler.dispatch_table,
+    )
 
 
 def _check_keys(handler: Any) -> None:
@@ -94,7 +130,7 @@ def _parts(handler: Any) -> Iterator[tuple[str, Any]]:
 def _refusal(value: Any) -> Exception | None:
     """The error with which a value can't be pickled, None for one that can."""
     try:
-        cloudpickle.dumps(value, protocol=5)
+        _dumps(value)
     except Exception as error:
         return error
     return None

@@ -58,7 +58,7 @@ class Topology:
         self.model_bytes: int | None = None
         self.mapped_bytes = 0
         self.expected_bytes = expected_bytes
-        self.state = "new"  # new, serving, stopping
+        self.cancelled_by, self.state = "", "new"  # new, serving, stopping
         self.load_s = 0.0
         self._lock = threading.RLock()
         self.deaths = Deaths(self)
@@ -152,7 +152,8 @@ class Topology:
 
     def _raise_if_stopped(self) -> None:
         if self.state == "stopping":
-            raise errors.SwitchCancelled("the new topology was stopped before it could serve.")
+            by = self.cancelled_by and f", by {self.cancelled_by}; what was served before serves on"
+            raise errors.SwitchCancelled(f"the new topology was stopped before it could serve{by}.")
 
     def spawn(self, role: str, index: int) -> Process:
         """Start a worker, host or loader."""
@@ -282,9 +283,9 @@ class Topology:
             while not dispatcher.idle(self.lanes) and self.engine.alive:
                 dispatcher.room.wait(0.05)
 
-    def stop(self, *, gently: bool = True) -> None:
+    def stop(self, *, gently: bool = True, cancelled_by: str = "") -> None:
         """End all processes and wait for their end; idempotent."""
-        self.state = "stopping"
+        self.cancelled_by, self.state = cancelled_by or self.cancelled_by, "stopping"
         with self._lock:
             processes = list(self.processes)
         for process in processes:
