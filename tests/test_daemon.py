@@ -359,7 +359,8 @@ def test_a_kernel_with_a_thousand_requests_lets_one_of_another_in(runtime: Path)
         many = kit.connect("counted")
         many.predict([0])
         flood = [many.submit([number]) for number in range(1000)]
-        assert deployment.predict([0])[0].inference[0] < 200
+        before = sum(future.done() for future in flood)  # many, where they are computed as they come
+        assert deployment.predict([0])[0].inference[0] < before + 200
         for future in flood:
             future.cancel()
 

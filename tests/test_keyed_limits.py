@@ -46,7 +46,7 @@ def keyed(**options: Any) -> KeyedModelHandler:
     return KeyedModelHandler([KeyModelMapping([key], Times(key)) for key in range(1, 7)], **options)
 
 
-def states(deployment: Any) -> dict[int, str]:
+def states(deployment: Any) -> dict[Any, str]:
     return {keys[0]: state for keys, state in deployment.models()[["keys", "state"]].values}
 
 
@@ -125,16 +125,20 @@ def test_who_waits_in_vain_for_room_is_told_what_there_is_too_little_of(options:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("lift", ["unload", "unpin"])
-def test_a_pin_says_when_it_was_taken_back_while_its_models_were_loaded(mode: str, lift: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("lift", "keys", "told"), [("unload", ["a", "b"], "b"), ("unpin", ["a"], "a"), ("unpin", ["b"], "b")]
+)
+def test_a_pin_says_when_it_was_taken_back_while_its_models_were_loaded(
+    mode: str, lift: str, keys: list[str], told: str, tmp_path: Path
+) -> None:
     gate = tmp_path / "gate"
     handler = KeyedModelHandler([KeyModelMapping(["a"], Times(1)), KeyModelMapping(["b"], Times(2, gate))])
-    words = rf"the model of '{'b' if lift == 'unload' else 'a'}' isn't pinned: it was unloaded or unpinned"
+    words = rf"the model of '{told}' isn't pinned: it was unloaded or unpinned"
     with kit.deploy(handler, mode=mode, processes=1) as deployment, ThreadPoolExecutor(1) as pool:
         pinned = pool.submit(deployment.pin, ["a", "b"])
         while not gate.with_suffix(".begun").exists():
             threading.Event().wait(0.01)
-        getattr(deployment, lift)(["a", "b"] if lift == "unload" else ["a"])
+        getattr(deployment, lift)(keys)
         gate.touch()
         with pytest.raises(errors.ModelLoadFailed, match=words):
             pinned.result(60)
@@ -146,6 +150,49 @@ def test_a_pin_says_when_it_was_taken_back_while_its_models_were_loaded(mode: st
                 time.sleep(0.01)
         deployment.pin(["a", "b"])
         assert set(states(deployment).values()) == {"resident"}
+        assert deployment.models()["pinned"].all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lift", ["unload", "unpin"])
+def test_a_pin_that_is_taken_back_while_its_model_is_loaded_again_is_gone(mode: str, lift: str, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    handler = KeyedModelHandler([KeyModelMapping(["a"], Times(1, gate)), KeyModelMapping(["b"], Times(2))])
+    with kit.deploy(handler, mode=mode, processes=1) as deployment:
+        deployment.pin(["a"])
+        gate.with_suffix(".begun").unlink()
+        gate.unlink()
+        deployment.switch(threads=2)
+        while not gate.with_suffix(".begun").exists():
+            threading.Event().wait(0.01)
+        getattr(deployment, lift)(["a"])
+        gate.touch()
+        assert deployment.predict([("a", 3)], timeout=20)[0][1].inference == 3.0
+        assert not deployment.models()["pinned"].any()
+        deployment.switch(memory_budget="500KB")
+
+
+@pytest.mark.parametrize(("mode", "role"), [("default", "worker"), ("large", "host")])
+def test_a_pin_ends_where_a_process_died_with_a_model_that_was_pinned_before(
+    mode: str, role: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    handler = KeyedModelHandler([KeyModelMapping(["a"], Times(1)), KeyModelMapping(["b"], Times(2, gate))])
+    with kit.deploy(handler, mode=mode, processes=1) as deployment, ThreadPoolExecutor(1) as pool:
+        deployment.pin(["a"])
+        pinned = pool.submit(deployment.pin, ["b", "a"])
+        while not gate.with_suffix(".begun").exists():
+            threading.Event().wait(0.01)
+        deployment.kill(role)
+        until = time.monotonic() + 20
+        while states(deployment)["a"] == "resident" and time.monotonic() < until:
+            time.sleep(0.001)
+        while states(deployment)["a"] != "resident" and time.monotonic() < until:
+            time.sleep(0.01)
+        gate.touch()
+        pinned.result(20)
+        assert states(deployment) == {"a": "resident", "b": "resident"}
         assert deployment.models()["pinned"].all()
 
 
@@ -238,3 +285,63 @@ def test_a_load_is_not_blamed_for_a_budget_that_was_lowered_meanwhile(tmp_path: 
         loads = [event.text for event in deployment._engine.history.events() if event.kind == "load"]
         assert len(loads) == 3
         assert not any("above the budget" in text for text in loads)
+
+
+class Odd(Lru):
+    """Fails where it is told to, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fails = ""
+
+    def used(self, model: Any) -> None:
+        if self.fails == "used":
+            self.fails = ""
+            raise KeyError("used")
+        super().used(model)
+
+    def score(self, model: Any) -> float:
+        if self.fails == "score":
+            self.fails = ""
+            raise KeyError("score")
+        return super().score(model)
+
+
+def test_a_policy_that_fails_at_a_request_fails_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    handler = keyed(policy=Odd())
+    with kit.deploy(handler, processes=1) as deployment:
+        deployment.preload([1])
+        deployment._engine.places.manager._traffic.policy.fails = "used"
+        assert deployment.predict([(1, 2)], timeout=20)[0][1].inference == 2.0
+        assert deployment.predict([(1, 2)], timeout=20)[0][1].inference == 2.0
+    assert "KeyError: 'used'" in capfd.readouterr().err
+
+
+def test_a_load_that_ends_with_an_error_of_the_policy_is_nobodys_any_more() -> None:
+    sizes = {"a": 1, "b": 2}
+    manager = ModelManager(str, budget=2, measure=lambda model: sizes[model], policy=Odd())
+    manager.acquire("a").release()
+    manager._traffic.policy.fails = "score"  # type: ignore[attr-defined]
+    with pytest.raises(KeyError, match="score"):
+        manager.acquire("b")  # larger than was reserved for it
+    assert [row["in_use"] for row in manager.rows()] == [0, 0]
+    manager.acquire("a", timeout=20).release()
+    manager.close()
+
+
+# ---- a load that comes to nothing -----------------------------------------------------------------
+
+
+def test_a_model_that_was_unloaded_while_it_waited_for_room_in_vain_can_be_pinned() -> None:
+    manager = ModelManager(str, budget=1, size_of=lambda name: 1, measure=lambda model: 1)
+    with ThreadPoolExecutor(1) as pool:
+        with manager.acquire("a"):
+            waits = pool.submit(manager.acquire, "b", timeout=0.2)
+            while "loading" not in [row["state"] for row in manager.rows()]:
+                time.sleep(0.001)
+            manager.unload(["b"])
+            with pytest.raises(errors.DeadlineExceeded):
+                waits.result(20)
+        manager.pin(["b"], timeout=20)
+    assert [row["state"] for row in manager.rows() if row["name"] == "b"] == ["resident"]
+    manager.close()

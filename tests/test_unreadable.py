@@ -171,6 +171,8 @@ def test_pickles_that_a_named_deployment_takes_or_gives(runtime: Path) -> None:
                 deployment.predict([Fragile()])
             with pytest.raises(errors.InferenceFailed, match=r"glued badly here"):
                 deployment.predict([HERE])
+            with pytest.raises(errors.InferenceFailed, match=r"the inference_args .*glued badly"):
+                deployment.predict([1], inference_args={"x": Fragile()})
             assert deployment.predict([number])[0].inference == number
         found = deployment.submit([1, Fragile(), 2], isolate=True)
         with pytest.raises(errors.InferenceFailed, match=r"an example .*glued badly"):

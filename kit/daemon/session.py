@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit import errors
 from kit.daemon import calls, hello, paths, withdrawal
-from kit.daemon.decoder import Decoder, PickleNotRebuilt
+from kit.daemon.decoder import PickleNotRebuilt
 from kit.daemon.frames import Frame, LinkClosed
 from kit.daemon.link import Link
 from kit.daemon.protocol import (
@@ -37,7 +37,7 @@ from kit.daemon.wire import Malformed
 from kit.engine import system
 from kit.engine.codec import Rows
 from kit.engine.trouble import Trouble
-from kit.engine.unreadable import EXAMPLES
+from kit.engine.unreadable import ARGUMENTS, EXAMPLES
 
 if TYPE_CHECKING:
     from kit.daemon.served import Served
@@ -167,25 +167,28 @@ class Session:
         if frame.fd >= 0:
             os.close(frame.fd)
             raise Malformed("an unexpected descriptor")
-        if frame.kind == RUN:
-            self._run_request(frame.number, frame.decoder)
+        if frame.kind in (RUN, CALL):
+            self._begin(frame)
         elif frame.kind == CANCEL:
             request = self.waiting.pop(frame.number, None)
             if request is not None:
                 request.future.cancel()
-        elif frame.kind == CALL:
-            self._call(frame.number, frame.decoder)
         elif frame.kind == ASK_DIRECT:
             self.served.line.ask(self)
         else:
             raise Malformed(f"an unexpected frame of kind {frame.kind}")
 
-    def _run_request(self, number: int, decoder: Decoder) -> None:
+    def _begin(self, frame: Frame) -> None:
+        """Begin what a frame asks for, or say what of it can't be rebuilt here."""
+        begin, what = (self._run_request, EXAMPLES) if frame.kind == RUN else (self._call, ARGUMENTS)
         try:
-            options, examples = decoder.value(), decoder.value()
+            values = frame.decoder.value(), frame.decoder.value()
         except PickleNotRebuilt as error:
-            self._send_error(number, error.trouble(EXAMPLES).error())
-            return
+            self._send_error(frame.number, error.trouble(what).error())
+        else:
+            begin(frame.number, *values)
+
+    def _run_request(self, number: int, options: Any, examples: Any) -> None:
         if len(self.waiting) >= MOST_WAITING or number in self.waiting or type(examples) not in (list, Rows):
             raise Malformed("not a request")
         self.served.line.asks(self)
@@ -243,8 +246,7 @@ class Session:
 
     # ---- calls -------------------------------------------------------------------------------
 
-    def _call(self, number: int, decoder: Decoder) -> None:
-        name, arguments = decoder.value(), decoder.value()
+    def _call(self, number: int, name: Any, arguments: Any) -> None:
         if type(name) is not str or type(arguments) is not dict or name not in (*calls.CALLS, "take_back"):
             raise Malformed("not a call")
         self.served.line.count()

@@ -18,8 +18,8 @@ from kit.engine.system import LINUX
 
 #: Bytes that are copied or mapped at once; then others get the GIL, the core and the lock of the address space.
 PIECE_BYTES = 4 << 20
-#: A tenth of Python's usual time.
-_SWITCH_S = 0.0005
+#: A request asks for the GIL several times; with a fifth of a ms and more, the ends of loads showed in its latency.
+_SWITCH_S = 0.0001
 #: Nobody asks for a slice above it, and the kernel takes none.
 _LONG_NS = 100_000_000
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274}

@@ -181,13 +181,13 @@ class ModelLoads:
         """The process where a model is to be; waits for one to be there.
 
         Raises:
-            SwitchCancelled: its topology doesn't serve any more.
+            SwitchCancelled: its topology, or the place, doesn't serve any more.
         """
         if place.fixed is not None:
             return place.fixed
         with self._homes_changed:
             while True:
-                if place.topology is not self._places.topology or not self._places.engine.alive:
+                if not self._places.serves(place) or not self._places.engine.alive:
                     raise errors.SwitchCancelled("another topology serves now.")
                 home = choose_home(place, self._places.all())
                 if home is not None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from kit import errors
 from kit.key_routes import KeyModel, Route, Routes
-from kit.manager.room import check_pins
+from kit.manager.pins import check_pins, not_pinned
 from kit.sizes import format_bytes
 
 if TYPE_CHECKING:
+    from kit.engine.homes import Place
     from kit.engine.model_places import ModelPlaces
 
 
@@ -32,22 +33,44 @@ class Pins:
         added = [route for route in found if route.model not in self._routes]
         # First, so that one whose process dies meanwhile is loaded again.
         self._routes.update({route.model: route for route in added})
+        lifted: list[Route] = []
         try:
             self._pin_where_served(found, timeout)
+            lifted = [route for route in found if route.model not in self._routes]
+            if lifted:
+                raise not_pinned(lifted[0].model)
             self._places.preload(found, timeout)
         except BaseException:
-            self.unpin(added)
+            self.unpin([*added, *lifted])
             raise
 
     def _pin_where_served(self, routes: list[Route], timeout: float | None) -> None:
         places = self._places
         while True:
-            topology = places.topology
+            wanted = [places.place(route) for route in routes]
+            failure = None
             try:
-                return places.manager.pin([places.place(route) for route in routes], timeout)
-            except errors.KitError:
-                if topology is places.topology or places.engine.dispatcher.closed:
-                    raise
+                places.manager.pin(wanted, timeout)
+            except errors.KitError as error:
+                failure = error
+            gone = [place for place in wanted if not places.serves(place)]
+            places.manager.forget(gone)  # they may have been entered anew
+            if failure is not None and (not gone or places.engine.dispatcher.closed):
+                raise failure
+            if not gone:
+                return
+
+    def keep(self, place: Place, timeout: float | None) -> None:
+        """Pin the model of a place if it is to be, unless that is taken back meanwhile; see `ModelManager.pin`."""
+        if place.model not in self._routes:
+            return
+        try:
+            self._places.manager.pin([place], timeout)
+        except errors.ModelLoadFailed:
+            if place.model in self._routes:
+                raise
+        if place.model not in self._routes:
+            self._places.manager.unpin([place])
 
     def unpin(self, routes: Iterable[Route]) -> None:
         """Let pinned models be evicted again."""

@@ -94,13 +94,13 @@ class ModelPlaces:
             place = self.place(route)
             self.copies.make_room(place)
             try:
-                if route.model in self.pins:
-                    self.manager.pin([place], timeout)
+                self.pins.keep(place, timeout)
                 lease = self.manager.acquire(place, timeout, whom=whom, wanted=wanted)
             except errors.KitError:
-                if place.topology is self.topology or self.engine.dispatcher.closed:
+                if self.serves(place) or self.engine.dispatcher.closed:
                     raise
-                continue  # another topology serves now
+                self.manager.forget([place])  # it may have been entered anew
+                continue  # another topology serves now, or its process has died
             with self._lock:
                 resident = place.resident
                 known = place in self._places.get(route.model, ())
@@ -121,6 +121,13 @@ class ModelPlaces:
             place = Place(route.model, self.specs.of(route), topology, copy)
             places.append(place)
             return place
+
+    def serves(self, place: Place) -> bool:
+        """False for a place whose topology was replaced, or whose process died: another one is in use."""
+        if place.topology is not self.topology:
+            return False
+        with self._lock:
+            return place.fixed is not None or place in self._places.get(place.model, ())
 
     def all(self) -> list[Place]:
         """All places of the topology that serves."""

@@ -21,8 +21,9 @@ from kit.manager.departures import Departures
 from kit.manager.device import Device
 from kit.manager.entry import LOADING, RESIDENT, Asker, Entry, Lease
 from kit.manager.hosttier import HostTier
+from kit.manager.pins import check_pins, not_pinned
 from kit.manager.policy import make
-from kit.manager.room import Room, check_pins
+from kit.manager.room import Room
 from kit.manager.sweep import Sweeper
 from kit.manager.traffic import Traffic
 from kit.sizes import format_bytes, parse_bytes
@@ -122,8 +123,7 @@ class ModelManager(Departures):
         traffic = self._traffic
         asker = Asker(None if timeout is None else traffic.clock() + timeout, whom, wanted)
         with self._changed:
-            self._entry(name).requests += 1
-            traffic.policy.used(name)
+            traffic.used(self._entry(name))
             waited = False
             while True:
                 traffic.raise_if_closed()
@@ -157,9 +157,8 @@ class ModelManager(Departures):
             entry = self._entries.get(name)
             if entry is None or not entry.ready or self._traffic.closed:
                 return None
-            entry.requests += 1
             entry.hits += 1
-            self._traffic.policy.used(name)
+            self._traffic.used(entry)
             return self._lease(entry, loaded=False)
 
     def _release(self, entry: Entry) -> None:
@@ -201,10 +200,13 @@ class ModelManager(Departures):
         held: list[Entry] = []
         try:
             for name in names:
+                with self._changed:
+                    first = self._entry(name)
+                    lifted = first.lifted
                 with self.acquire(name, timeout), self._changed:
                     entry = self._entry(name)
-                    if entry.unwanted:
-                        raise _not_pinned(entry)
+                    if entry.unwanted or first.lifted != lifted:
+                        raise not_pinned(entry.name)
                     held.append(entry)
                     if not entry.pinned:
                         pinned.append(name)
@@ -217,7 +219,7 @@ class ModelManager(Departures):
                 self._traffic.raise_if_closed()
                 for entry in held:
                     if not (entry.pinned or entry.retired):
-                        raise _not_pinned(entry)
+                        raise not_pinned(entry.name)
         except BaseException:
             self.unpin(pinned)
             raise
@@ -229,7 +231,8 @@ class ModelManager(Departures):
         """Let pinned models be evicted again."""
         with self._changed:
             for name in names:
-                self._entry(name).pinned = False
+                if name in self._entries:
+                    self._entries[name].lift()
             self._traffic.evict(self._room.shrink())
             self._changed.notify_all()
 
@@ -281,13 +284,6 @@ class ModelManager(Departures):
             self._take_away(list(self._entries.values()))
         if self._sweeper is not None:
             self._sweeper.stop()
-
-
-def _not_pinned(entry: Entry) -> errors.ModelLoadFailed:
-    words = (
-        f"the model of {entry.name!r} isn't pinned: it was unloaded or unpinned while models to be pinned were loaded."
-    )
-    return errors.ModelLoadFailed(words)
 
 
 def _check_keep_alive(keep_alive: float | None) -> None:

@@ -28,7 +28,10 @@ class Departures(Views):
     def unload(self, names: Iterable[Hashable]) -> None:
         """Unload models, out of the host tier too: now, or as soon as nobody uses them; pins are lifted."""
         with self._changed:
-            self._take_away([self._entries[name] for name in names if name in self._entries])
+            found = [self._entries[name] for name in names if name in self._entries]
+            for entry in found:
+                entry.lift()
+            self._take_away(found)
 
     def forget(self, names: Iterable[Hashable]) -> None:
         """Unload models whose next load gives another version: who uses the old one keeps it, all others get the new.

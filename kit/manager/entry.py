@@ -55,6 +55,7 @@ class Entry:
         alone: its load was started without knowing its size, so no other may run beside it.
         load_s: seconds of the last load; move_s: of the last move from the host tier to the device.
         leases: users at this moment.
+        lifted: how often a pin was lifted, which whoever pins it meanwhile has to know.
         pinning: the call that pins it has yet to see whether all that it was given fits.
         leaving: its memory is being given back; the bytes count until that is done.
         closing: takes no new leases, so that it becomes idle and can go.
@@ -82,6 +83,7 @@ class Entry:
     loaded_at: float = 0.0
     gap_s: float | None = None
     pinned: bool = False
+    lifted: int = 0
     pinning: bool = False
     leaving: bool = False
     closing: bool = False
@@ -106,6 +108,10 @@ class Entry:
     def ready(self) -> bool:
         """True when a lease can be had at once."""
         return self.state == RESIDENT and not (self.closing or self.leaving)
+
+    def lift(self) -> None:
+        """Let it be evicted again."""
+        self.pinned, self.lifted = False, self.lifted + 1
 
     def let_go(self) -> None:
         """Have it go as soon as nobody uses it, and not to the host tier; a pin is lifted."""

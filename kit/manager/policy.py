@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,6 +182,14 @@ def make(policy: Any) -> Policy:
             "that is a kit.manager.policy.Policy."
         )
     return kind()
+
+
+def tell(note: Callable[..., None], *facts: Any) -> None:
+    """Call a method that notes something; where one of the user's own fails, requests are served all the same."""
+    try:
+        note(*facts)
+    except Exception:
+        traceback.print_exc()
 
 
 def worth(policy: Policy, model: Hashable) -> float:

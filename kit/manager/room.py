@@ -284,12 +284,3 @@ class Room:
             return entry.loaded_at
         grace = GRACE * entry.load_s if entry.gap_s is None else GAPS * entry.gap_s
         return min(entry.loaded_at + self.hysteresis * entry.load_s, entry.used_at + grace)
-
-
-def check_pins(pinned: int, most: int | None) -> None:
-    """Raise BudgetExceeded when there are more pinned models than are to be loaded at once."""
-    if most is not None and pinned > most:
-        raise errors.BudgetExceeded(
-            f"{pinned} models are pinned, and max_models_per_worker_hint would allow {counted(most, 'model')} at once "
-            "in all: unpin some first, or raise max_models_per_worker_hint."
-        )

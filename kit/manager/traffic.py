@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from kit import errors
 from kit.checks import whole_bytes
 from kit.manager.entry import EVICTED, FAILED, HOST_TIER, LOADING, RESIDENT, Asker, Entry, Flight
 from kit.manager.hosttier import HostTier
-from kit.manager.policy import Policy
+from kit.manager.policy import Policy, tell
 from kit.manager.room import Room, Ticket
 from kit.shorten import counted
 from kit.sizes import format_bytes
@@ -74,7 +73,7 @@ class Traffic:
         try:
             self._reserve(entry, asker)
         except BaseException:
-            entry.state = former
+            entry.state, entry.closing, entry.unwanted = former, False, False
             self._land(flight)
             raise
         failure: BaseException | None = None
@@ -139,13 +138,15 @@ class Traffic:
             raise
         finally:
             self._land(flight)
-        if self.room.over:
-            # Its size wasn't known, or was another: the others make room now.
-            self.evict(self.room.shrink())
-        entry.leases -= 1
+        try:
+            if self.room.over:
+                # Its size wasn't known, or was another: the others make room now.
+                self.evict(self.room.shrink())
+        finally:
+            entry.leases -= 1
 
     def _failed(self, entry: Entry, flight: Flight, failure: BaseException) -> None:
-        entry.model, entry.state = None, EVICTED
+        entry.model, entry.state, entry.closing, entry.unwanted = None, EVICTED, False, False
         if not isinstance(failure, (Exception, SystemExit)):
             self._land(flight)
             raise failure  # interrupted: nobody else's business
@@ -216,10 +217,7 @@ class Traffic:
         plan = self.tier.plan([entry for entry in entries if keep and not entry.retired and not self.closed])
         for entry in entries:
             entry.leaving = True
-            try:
-                self.policy.evicted(entry.name)
-            except Exception:  # of the user's own; the model goes all the same
-                traceback.print_exc()
+            tell(self.policy.evicted, entry.name)
         dropped: list[Any] = []
         for entry in (*entries, *plan.dropped):
             if entry not in plan.moved:
@@ -241,15 +239,17 @@ class Traffic:
                 self._note("host tier" if entry.model is not None else "evict", entry, 0.0)
             self.changed.notify_all()
 
+    def used(self, entry: Entry) -> None:
+        """Note a request for a model, resident or not."""
+        entry.requests += 1
+        tell(self.policy.used, entry.name)
+
     def take(self, policy: Policy) -> None:
         """Go by another policy, which learns first what is loaded."""
         known = [entry for entry in self.room.present if entry.state == RESIDENT]
         for entry in sorted(known, key=lambda entry: entry.used_at or 0.0):
-            try:
-                policy.used(entry.name)
-                policy.loaded(entry.name, entry.size_bytes or 0, self.tier.cost_s(entry))
-            except Exception:  # of the user's own
-                traceback.print_exc()
+            tell(policy.used, entry.name)
+            tell(policy.loaded, entry.name, entry.size_bytes or 0, self.tier.cost_s(entry))
         self.policy = self.room.policy = self.tier.policy = policy
 
     def drop_from_tier(self, entry: Entry) -> None:
