@@ -80,7 +80,7 @@ class Host:
 
     def run(self) -> int:
         """Serve until the owner says stop or is gone."""
-        names = [f"kit-host-{number}" for number in range(1, self.threads)]
+        threading.current_thread().name, *names = (f"kit-host-{number}" for number in range(self.threads))
         others = [threading.Thread(target=self._work_or_die, name=name, daemon=True) for name in names]
         for thread in others:
             thread.start()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 #: What `select.poll` gives: (descriptor, events) pairs.
@@ -59,13 +59,17 @@ class Parting:
         leave_core()
 
 
-def leave_core() -> bool:
-    """Have the calling thread go on on another of its cores; False when it has no other, or the system can't."""
+def leave_core(threads: Iterable[int] = (0,)) -> bool:
+    """Have the calling thread go on on another of its cores than these; False when there is none, or the system can't.
+
+    Args:
+        threads: whose cores, those that they ran on last; native ids of threads of this process, 0 for the calling one.
+    """
     if not hasattr(os, "sched_setaffinity"):
         return False
     try:
         allowed = os.sched_getaffinity(0)
-        others = allowed - {_core()}
+        others = allowed - {_core(thread) for thread in threads}
         if not others or len(others) == len(allowed):
             return False
         os.sched_setaffinity(0, others)
@@ -75,7 +79,8 @@ def leave_core() -> bool:
     return True
 
 
-def _core() -> int:
-    """The core that the calling thread runs on."""
+def _core(thread: int) -> int:
+    """The core that a thread of this process ran on last."""
+    place = f"self/task/{thread}" if thread else "thread-self"
     # Field 39; the second may contain blanks.
-    return int(Path("/proc/thread-self/stat").read_text().rpartition(")")[2].split()[36])
+    return int(Path(f"/proc/{place}/stat").read_text().rpartition(")")[2].split()[36])
