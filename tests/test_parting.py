@@ -47,6 +47,35 @@ def test_a_thread_leaves_a_core_that_is_shared_and_may_still_use_all():
     assert all(kept == allowed for _, _, allowed, kept in tries)
 
 
+def test_a_thread_keeps_off_the_cores_of_others():
+    ends = threading.Event()
+    started = threading.Barrier(2)
+    here = min(os.sched_getaffinity(0))
+
+    def stay():
+        os.sched_setaffinity(0, {here})
+        started.wait()
+        ends.wait()
+
+    other = threading.Thread(target=stay)
+    other.start()
+    started.wait()
+
+    def work():
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {here})
+        os.sched_setaffinity(0, allowed)
+        left = parting.leave_core([other.native_id])
+        return left, parting._core(), allowed == os.sched_getaffinity(0)
+
+    tries = [in_thread(work) for _ in range(5)]
+    ends.set()
+    other.join()
+    assert all(left and kept for left, _, kept in tries)
+    assert any(core != here for _, core, _ in tries)  # the kernel may move it, too
+    assert not in_thread(lambda: parting.leave_core(())), "there is nothing to leave"
+
+
 def test_waits_that_are_not_crowded_begin_the_count_again(monkeypatch):
     left = []
     monkeypatch.setattr(parting, "leave_core", lambda: left.append(1))

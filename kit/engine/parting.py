@@ -79,7 +79,7 @@ def leave_core(threads: Iterable[int] = (0,)) -> bool:
     return True
 
 
-def _core(thread: int) -> int:
+def _core(thread: int = 0) -> int:
     """The core that a thread of this process ran on last."""
     place = f"self/task/{thread}" if thread else "thread-self"
     # Field 39; the second may contain blanks.
