@@ -89,6 +89,8 @@ def split_expression(line: str) -> tuple[str, str]:
         elif here in "'\"":
             quote = here * 3 if line.startswith(here * 3, at) else here
             at += len(quote) - 1
+        elif here == "#" and depth == 0 and line[at - 1 : at].isspace():
+            return line[:at].strip(), ""  # a comment, and no options
         elif here in _CLOSING:
             depth += 1
         elif here in _CLOSING.values():

@@ -69,6 +69,8 @@ def line(shell: InteractiveShell, text: str) -> Any:
         (r"H('\' --a') --name z", r"H('\' --a')", "--name z"),
         ("H(1 --2)", "H(1 --2)", ""),
         ("f'{x}$y' --name z", "f'{x}$y'", "--name z"),
+        ("H('#a', 1)  # as before, --name z", "H('#a', 1)", ""),
+        ("H(1) --name z  # not --name y", "H(1)", "--name z  # not --name y"),
         ("--help", "", "--help"),
         (" -h ", "", "-h"),
         ("handler -h", "handler -h", ""),

@@ -56,3 +56,4 @@ def test_a_function_with_a_cache_is_itself_again_where_it_can_be_imported() -> N
     assert copied(made) is not made
     assert copied(made)(1) == 2
     assert copied(made).cache_parameters() == {"maxsize": 3, "typed": True}
+    assert copied(functools.lru_cache(functools.partial(pow, 2)))(3) == 8  # it has no name

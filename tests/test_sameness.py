@@ -267,6 +267,10 @@ ALIKE = {
         lambda: function("@functools.lru_cache\ndef f(x): return x + 1"),
         lambda: function("@functools.lru_cache\ndef f(x): return x + 2"),
     ),
+    "size of a cache": (
+        lambda: function("@functools.lru_cache(1)\ndef f(x): return x"),
+        lambda: function("@functools.lru_cache(2)\ndef f(x): return x"),
+    ),
     "attribute of a function": (
         lambda: with_attribute(function("def f(): pass"), 1),
         lambda: with_attribute(function("def f(): pass"), 2),

@@ -175,6 +175,7 @@ class _Walker:
             self._modules.setdefault(module)
         else:
             self.take(getattr(value, "__wrapped__", None))
+            self.take(value.cache_parameters() if hasattr(value, "cache_parameters") else None)
 
     def _attributes(self, state: Any) -> None:
         if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):

@@ -95,8 +95,8 @@ class Session:
                     if frame is not None:
                         self._take(frame)
                         del frame  # it leases memory that the kernel may want
-        except (LinkClosed, Malformed):
-            pass  # nothing of this kernel's is left below, and others aren't concerned
+        except (LinkClosed, Malformed, errors.KitError):
+            pass  # nothing of this kernel's is left below, and others aren't concerned, or were told the end as it was
         except Late:
             time.sleep(LATE_S)  # unanswered: once this process is gone, the kernel asks the daemon again
         except Exception:
@@ -133,8 +133,7 @@ class Session:
         return self.said["action"] in (hello.SERVE, hello.ATTACH) and not self.link.hung_up()
 
     def _send_ring(self, kind: int, value: Any) -> None:
-        encoder = self.link.encoder().add(value)
-        fd = -1
+        encoder, fd = self.link.encoder().add(value), -1
         if not self._shared_ring:
             self._shared_ring = True
             fd = self.link.make_ring()

@@ -48,8 +48,9 @@ def _dumps(value: Any) -> bytes:
 
 def _reduce_cached(value: Any) -> Any:
     """What `functools.lru_cache` has wrapped, by its name where that can be imported, else by its code."""
-    found: Any = sys.modules.get(value.__module__ or "") if value.__module__ != "__main__" else None
-    for part in value.__qualname__.split("."):
+    module = getattr(value, "__module__", None)  # a partial has no names to wrap
+    found: Any = sys.modules.get(module or "") if module != "__main__" else None
+    for part in getattr(value, "__qualname__", "").split("."):
         found = getattr(found, part, None)
     return value.__reduce__() if found is value else (_cached, (value.__wrapped__, value.cache_parameters()))
 
