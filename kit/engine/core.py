@@ -240,8 +240,9 @@ class Engine:
         """Stop serving with an error that every request gets from now on."""
         self.event("death", str(error.args[0]))
         self.dispatcher.close(error)
-        self.topology.state = "stopping"
-        threading.Thread(target=self.topology.stop, kwargs={"gently": False}, name="kit-give-up", daemon=True).start()
+        topology = self.topology  # the one that is marked is stopped
+        topology.state = "stopping"
+        threading.Thread(target=topology.stop, kwargs={"gently": False}, name="kit-give-up", daemon=True).start()
         self.on_broken(error)
 
     def _tick(self) -> None:
